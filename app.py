@@ -1,0 +1,68 @@
+"""Starts the studio in the browser: python app.py [--model FOLDER] [--srpo FILE] ... (see --help)."""
+
+from __future__ import annotations
+
+import os
+
+# Before Gradio is imported: no look-ups on the network, and in reload mode (`gradio app.py`) the script must not be
+# registered under the name of the package beside it.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
+    os.environ["GRADIO_WATCH_MODULE_NAME"] = "studio"
+
+import argparse
+import signal
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
+from PIL import Image
+
+from app import ui
+from app.arguments import add_weights, weights
+from app.services.studio import Studio
+from app.state import Options
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_IMAGE_PIXELS = 50_000_000  # a small file can claim to be a very large picture
+
+
+def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse.Namespace]:
+    """(what the page works with, where it is served)."""
+    parser = argparse.ArgumentParser(description="SRPO Studio: FLUX and SRPO side by side in the browser.")
+    add_weights(parser)
+    parser.add_argument("--runs", type=Path, default=Options().runs, help="folder of training runs")
+    parser.add_argument("--host", default="127.0.0.1", help="beyond loopback, local paths are closed")
+    parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
+    served = parser.parse_args(arguments)
+    public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
+    options = Options(**weights(served), runs=served.runs, local_paths=not public)
+    return options, served
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, served = parse_options(arguments)
+    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    signal.signal(signal.SIGTERM, _exit)  # its default skips atexit, and with it the removal of our pictures
+    studio = Studio(options)
+    page = ui.build(studio)
+    try:
+        page.launch(
+            server_name=served.host, server_port=served.port, prevent_thread_lock=True, **ui.launch_options(studio)
+        )
+    except OSError as error:
+        sys.exit(f"Nothing can be served at {served.host}:{served.port or '7860 and on'}: choose --port ({error}).")
+    print(f"SRPO Studio is at {page.local_url}", flush=True)
+    studio.start()  # only now: the page is up before torch is imported
+    page.block_thread()
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

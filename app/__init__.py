@@ -1,0 +1,1 @@
+"""The interface: Gradio at the edges, typed services behind it."""

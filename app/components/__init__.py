@@ -1,0 +1,1 @@
+"""Components of our own, each a Python class beside its script."""

@@ -1,0 +1,65 @@
+// Draws a grid (see grid.Grid in Python). All text goes in as textContent.
+const $ = (selector) => element.querySelector(selector);
+
+function cell(tag, text, scope) {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  if (scope) node.setAttribute("scope", scope);
+  return node;
+}
+
+function picture(source, row, model, ratio) {
+  const place = document.createElement("td");
+  if (!source) {
+    place.append(cell("span", ""));
+    place.firstChild.className = "blank";
+    place.firstChild.style.aspectRatio = ratio;
+    return place;
+  }
+  const link = document.createElement("a");
+  link.href = source;
+  link.download = decodeURIComponent(source.split("/").pop());
+  link.title = "Save this picture with its settings";
+  const image = document.createElement("img");
+  image.src = source;
+  image.alt = model + ", seed " + row.seed + ": " + row.prompt;
+  image.style.aspectRatio = ratio;
+  link.append(image);
+  place.append(link);
+  return place;
+}
+
+function receive() {
+  const value = props.value;
+  if (!value || !value.phase) return;
+  const failed = value.phase === "error";
+  $(".grid-table").dataset.phase = value.phase;
+  $(".banner").hidden = !failed;
+  $(".banner").textContent = failed ? value.message : "";
+  const busy = value.phase === "waiting" || value.phase === "running";
+  const bar = $(".progress");
+  bar.hidden = !busy;
+  bar.setAttribute("aria-valuenow", String(Math.round(100 * (value.share_done || 0))));
+  bar.firstElementChild.style.width = 100 * (value.share_done || 0) + "%";
+  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " +
+    (value.left_s < 60 ? Math.ceil(value.left_s) + " s" : Math.ceil(value.left_s / 60) + " min") + " left";
+  $(".grid-note").textContent = failed ? "" : value.message + toGo;
+  if (failed) return; // the table that is shown stays
+  const table = $("table");
+  table.hidden = false;
+  const ratio = String(value.width / value.height);
+  const corner = cell("th", "Prompt and seed", "col");
+  table.querySelector("thead tr").replaceChildren(corner, ...value.models.map((name) => cell("th", name, "col")));
+  const drawn = JSON.stringify(value.rows);
+  if (table.dataset.drawn === drawn) return;
+  table.dataset.drawn = drawn;
+  table.querySelector("tbody").replaceChildren(...value.rows.map((row) => {
+    const line = document.createElement("tr");
+    const head = cell("th", row.prompt, "row");
+    head.append(cell("small", "seed " + row.seed));
+    line.append(head, ...row.pictures.map((source, index) => picture(source, row, value.models[index], ratio)));
+    return line;
+  }));
+}
+watch("value", receive);
+receive();

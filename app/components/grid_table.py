@@ -1,0 +1,45 @@
+"""The grid's table: it fills row by row, and each picture is a link to its file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.components.stage import address_of
+from app.services.grid import Grid
+from app.services.run_view import Samples
+
+HERE = Path(__file__).parent
+
+
+def grid_value(view: Grid) -> dict[str, Any]:
+    """The snapshot as the browser reads it: files as addresses. The sheet has a button of its own."""
+    value = asdict(view)
+    del value["sheet"]
+    for row in value["rows"]:
+        row["pictures"] = [address_of(path) if path else None for path in row["pictures"]]
+    return value
+
+
+def samples_value(samples: Samples) -> dict[str, Any]:
+    """The same prompts and seeds in several runs, as a finished table."""
+    rows = [
+        {"prompt": row.prompt, "seed": row.seed, "pictures": [address_of(path) for path in row.pictures]}
+        for row in samples.rows
+    ]
+    shape = {"width": samples.ratio, "height": 1}
+    return {"phase": "done", "message": "", "models": list(samples.heads), "rows": rows, **shape}
+
+
+def grid_table(**kwargs: Any) -> gr.HTML:
+    """The component; its value is `grid_value(...)`, `samples_value(...)` or `stage.error_value(...)`."""
+    return gr.HTML(
+        {},
+        html_template=(HERE / "grid_table.html").read_text(encoding="utf-8"),
+        js_on_load=(HERE / "grid_table.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        **kwargs,
+    )

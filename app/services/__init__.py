@@ -1,0 +1,1 @@
+"""What the interface can do, as typed calls and generators; nothing here knows Gradio."""

@@ -1,0 +1,149 @@
+"""Who may use the device: one at a time, in the order of asking, each able to stop.
+
+Gradio's own cancelling frees its queue slot while the cancelled work may still run; the turn here is given back by
+the work itself, when it has really ended. Beyond this process the device's lock counts: a training holds it for as
+long as it lives, and whoever is called here must get it before the work begins.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from srpo.runs import DeviceLock, device_holder
+
+# What the page says of it, word for word.
+RULE = (
+    "One piece of work at a time on a device: pictures wait while a run trains, and a run starts when the pictures "
+    "under way are finished."
+)
+OURS = "SRPO Studio (pictures, or a measurement)"  # how others name us, when we hold the device
+
+
+class Stopped(Exception):
+    """Raised inside work whose visitor has asked it to stop, or has left."""
+
+
+class StopFlag:
+    """Set by anyone, read by the work between two steps."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raises Stopped once the flag is set."""
+        if self._event.is_set():
+            raise Stopped
+
+
+class Device:
+    """Turns on the device, first come first served."""
+
+    def __init__(self, name: str = "cpu") -> None:
+        self.name = name
+        self._lock = DeviceLock(name)
+        self._changed = threading.Condition()
+        self._turns: deque[object] = deque()
+
+    def is_ours(self) -> bool:
+        """True where pictures are under way, here or in another app of ours: they end soon, and by themselves."""
+        return device_holder(self.name) == OURS
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """A place in the line; it is left, and the next one called, when the block ends."""
+        turn = Turn(self)
+        with self._changed:
+            self._turns.append(turn)
+        try:
+            yield turn
+        finally:
+            turn.release()
+            with self._changed:
+                self._turns.remove(turn)
+                self._changed.notify_all()
+
+
+class Turn:
+    """One place in the device's line."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._holds = False
+
+    def ahead(self) -> int:
+        """How many are before this turn; 0 when the device is ours."""
+        with self._device._changed:
+            return self._device._turns.index(self)
+
+    def wait(self, timeout_s: float) -> int:
+        """`ahead()` after the line has moved, or after `timeout_s`."""
+        with self._device._changed:
+            self._device._changed.wait_for(lambda: self._device._turns[0] is self, timeout_s)
+            return self._device._turns.index(self)
+
+    def acquire(self) -> str | None:
+        """None once the device is ours alone, else who has it: a training, or another program of ours."""
+        self._holds = self._holds or self._device._lock.acquire(OURS)
+        return None if self._holds else device_holder(self._device.name) or "another program"
+
+    def release(self) -> None:
+        """Lets others have the device, if it was ours."""
+        if self._holds:
+            self._holds = False
+            self._device._lock.release()
+
+
+def wait_for_device(turn: Turn, stop: StopFlag) -> Iterator[str]:
+    """Messages until no training and no other program has the device; the turn must have been called."""
+    while (holder := turn.acquire()) is not None:
+        stop.check()
+        yield f"The device is in use by {holder}. This starts by itself when that has ended."
+        time.sleep(0.25)
+
+
+class AlreadyRunning(ValueError):
+    """The visitor has work of that kind under way."""
+
+
+class Jobs:
+    """The stop flags of running work, by visitor: a Stop button reaches only its own page's work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flags: dict[str, StopFlag] = {}
+
+    @contextmanager
+    def flag(self, visitor: str) -> Iterator[StopFlag]:
+        """A flag that `stop(visitor)` sets for as long as the block runs. AlreadyRunning inside another such block."""
+        flag = StopFlag()
+        with self._lock:
+            if visitor in self._flags:
+                raise AlreadyRunning("This page is at work already: stop it first, or wait for its end.")
+            self._flags[visitor] = flag
+        try:
+            yield flag
+        finally:
+            with self._lock:
+                del self._flags[visitor]
+
+    def is_running(self, visitor: str) -> bool:
+        with self._lock:
+            return visitor in self._flags
+
+    def stop(self, visitor: str) -> bool:
+        """Whether there was work to stop."""
+        with self._lock:
+            flag = self._flags.get(visitor)
+        if flag is not None:
+            flag.set()
+        return flag is not None

@@ -1,0 +1,217 @@
+"""The models at work: loading, one pair from one noise, scores. The only service that imports torch at the top.
+
+Page code reaches it through `studio.py`, which imports it in the background once the page is up.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.services.device import StopFlag
+from app.services.models import BASE, Catalogue, Model
+from app.services.requests import BadInput, Settings
+from app.services.scores import Row, Scorer
+from app.state import Options
+from srpo.flow.samplers import euler
+from srpo.policies.base import Conditioning
+from srpo.policies.checkpoints import load_transformer
+from srpo.policies.flux import FluxPolicy
+
+# Bytes of transformers kept beside the base's own: on a GPU one FLUX in bf16, in the machine's memory many miniatures.
+GPU_BUDGET, CPU_BUDGET = 24 * 2**30, 2**29
+# What torch says, as a plain RuntimeError, where memory that is not CUDA's is at its end.
+EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@dataclass(frozen=True)
+class Step:
+    """All sides have taken the same step."""
+
+    done: int
+    total: int
+    previews: tuple[Image.Image, ...]  # the clean picture each model would jump to, an eighth of the size
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All sides have arrived."""
+
+    images: tuple[Tensor, ...]  # (1, 3, H, W) in [0, 1] each
+
+
+class Engine:
+    """The base pipeline and the transformers that were asked for, sharing text encoders and VAE."""
+
+    def __init__(self, base: FluxPolicy, scorer: Scorer, max_side: int) -> None:
+        """max_side: the longest side of a picture, in pixels, that `check` lets pass."""
+        self.base, self.scorer, self.max_side = base, scorer, max_side
+        self._resident: OrderedDict[tuple[str, float], FluxPolicy] = OrderedDict()
+        self._loading = threading.Lock()  # what the page shows at first is loaded beside the first requests
+
+    @classmethod
+    def load(cls, options: Options) -> Engine:
+        """The engine of these options. ValueError, one sentence, where a folder is missing or foreign."""
+        if not options.model.is_dir():
+            raise BadInput(
+                f"The base model is not at {options.model}: start the app with --model FOLDER, a FluxPipeline folder."
+            )
+        with memory_named(f"load {options.model.name}"):
+            base = FluxPolicy.from_pretrained(
+                options.model,
+                device=options.device,
+                dtype=dtype_for(options),
+                local_files_only=True,
+                max_sequence_length=options.max_sequence_length,
+            )
+            return cls(base, Scorer.load(options.reward, options.judge), Catalogue(options).max_side)
+
+    def policies(self, models: Sequence[Model]) -> list[FluxPolicy]:
+        """One policy per model. Weights are loaded at the first request, and anew when their file has changed.
+
+        The longest unused ones make room first. BadInput, one sentence, for weights that cannot be loaded.
+        """
+        with self._loading:
+            asked = [None if model.id == BASE else _version(model) for model in models]
+            self._make_room(set(asked) - {None})
+            return [
+                self.base if key is None else self._load(key, model) for key, model in zip(asked, models, strict=True)
+            ]
+
+    def _make_room(self, asked: set[tuple[str, float]]) -> None:
+        """Forgets weights until those asked for fit the budget beside what stays; all have the base's size."""
+        budget = CPU_BUDGET if self.base.device.type == "cpu" else GPU_BUDGET
+        num_bytes = sum(weight.nbytes for weight in self.base.transformer.parameters())
+        unused = [key for key in self._resident if key not in asked]
+        for key in unused[: max(0, len(unused) + len(asked) - budget // num_bytes)]:
+            del self._resident[key]
+
+    def _load(self, key: tuple[str, float], model: Model) -> FluxPolicy:
+        if key not in self._resident:
+            try:
+                with memory_named(f"load {model.label} beside the base model"):
+                    transformer = load_transformer(model.weights, self.base.transformer)
+                    self._resident[key] = self.base.with_transformer(transformer)
+            except (ValueError, OSError) as error:
+                raise BadInput(_sentence(error)) from None
+        self._resident.move_to_end(key)
+        return self._resident[key]
+
+    def check(self, settings: Settings, prompts: Sequence[str]) -> None:
+        """BadInput where the text encoder cannot read a whole prompt or the model cannot draw the size."""
+        if max(settings.width, settings.height) > self.max_side:
+            raise BadInput(
+                f"Width and height may be at most {self.max_side} pixels with this model, not "
+                f"{settings.width} × {settings.height}."
+            )
+        for prompt in prompts:
+            count, limit = self.base.count_tokens(settings.text(prompt))
+            if count > limit:
+                raise BadInput(f"The prompt has {count} tokens and this model reads {limit}: please shorten it.")
+        try:
+            self.base.latent_shape(settings.height, settings.width)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Conditioning:
+        with memory_named("read the prompt"):
+            return self.base.encode_prompts([text])
+
+    def paint(
+        self, policies: Sequence[FluxPolicy], cond: Conditioning, settings: Settings, seed: int, stop: StopFlag
+    ) -> Iterator[Step | Finished]:
+        """One picture per policy from the same noise, schedule and text, all taking each step together.
+
+        Raises Stopped before the next evaluation of a model once `stop` is set.
+        """
+        height, width = settings.height, settings.width
+        noise = self.base.initial_noise(seed, height, width)
+        sigmas = self.base.schedule(settings.steps, height, width)
+
+        # A generator may be resumed on another thread and autograd's mode belongs to a thread: no_grad wraps each call.
+        def velocity_of(policy: FluxPolicy):
+            @torch.no_grad()
+            def velocity(x_t: Tensor, sigma: float) -> Tensor:
+                stop.check()
+                return policy.velocity(x_t, sigma, cond, settings.guidance)
+
+            return velocity
+
+        paths = [euler(velocity_of(policy), noise, sigmas) for policy in policies]
+        steps: tuple = ()
+        with memory_named(f"draw {width} × {height} pixels", "choose a smaller size"):
+            for steps in zip(*paths, strict=True):
+                previews = tuple(to_pil(policy.preview(step.x0)) for policy, step in zip(policies, steps, strict=True))
+                yield Step(steps[0].index + 1, settings.steps, previews)
+            stop.check()
+            yield Finished(tuple(self._decode(step.x_t) for step in steps))
+
+    @torch.no_grad()
+    def _decode(self, x0: Tensor) -> Tensor:
+        return self.base.decode(x0)
+
+    def scores(self, left: Tensor, right: Tensor, prompt: str) -> list[Row]:
+        return self.scorer.rows(left, right, prompt)
+
+
+def dtype_for(options: Options) -> torch.dtype:
+    """The precision of the models: bfloat16 on a GPU, as FLUX.1-dev is run; float32 for the miniature everywhere.
+
+    The miniature's SRPO weights differ from its base's by about 1e-4, of which bfloat16 forgets half.
+    """
+    return torch.float32 if options.device == "cpu" or options.is_miniature else torch.bfloat16
+
+
+@contextmanager
+def memory_named(task: str, advice: str = "free some, or use a larger device") -> Iterator[None]:
+    """Turns running out of memory, on any device, into BadInput that says what could not be done and what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not named and not any(text in str(error) for text in EXHAUSTED):
+            raise
+        traceback.clear_frames(error.__traceback__)  # which hold on to their tensors
+        torch.cuda.empty_cache()
+        raise BadInput(f"The device has too little free memory to {task}: {advice}.") from None
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """The PIL picture of an image (1, 3, H, W) in [0, 1]."""
+    pixels = image[0].detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide pixels, for a picture's record."""
+    import diffusers
+    import transformers
+
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+
+
+def _version(model: Model) -> tuple[str, float]:
+    """A model's weights at their present state. BadInput where they are gone, or closed to us."""
+    try:
+        return str(model.weights.resolve()), model.weights.stat().st_mtime
+    except OSError as error:
+        raise BadInput(_sentence(error)) from None
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong with a file, for the page."""
+    if isinstance(error, OSError) and error.strerror:
+        name = Path(error.filename).name if error.filename else "A file of the model"
+        return f"{name} cannot be read ({error.strerror}): choose another model."
+    return str(error)

@@ -1,0 +1,521 @@
+"""Fine-tuning as the page drives it: what can be started, what it will cost, and everything one may do with a run.
+
+A run is a process of its own with a folder that tells its whole story; nothing here keeps a run in memory, so an app
+that was killed finds its runs again. The limits of what may be asked are in `training_requests.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from app.curves import Chart, comparison_charts
+from app.services.device import Device, StopFlag, wait_for_device
+from app.services.models import RUN, is_full_size
+from app.services.pictures import PictureStore
+from app.services.requests import BadInput, sentence
+from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
+from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
+from app.state import Options
+from srpo.miniature import paths
+from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
+from srpo.runs.records import LIVE
+
+PROMPT_FOLDER = "prompts"  # below the runs: own prompts, by their hash
+TRACKING_NAME = "tracking.txt"  # in a run: what it is handed on to, and what the followers said
+MAX_LISTED = 500  # runs in the picker
+MAX_ZIPPED_BYTES = 2**29  # a larger export is fetched from its folder
+MEASURED = (
+    "load_seconds", "first_update_seconds", "seconds_per_update", "peak_bytes", "validation_seconds", "checkpoint_bytes"
+)  # fmt: skip
+PROBE_S = 3600  # a probe that takes longer is given up
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration: its text for the page, and every setting by its dotted name."""
+
+    name: str
+    summary: str
+    details: str  # source, cost, what to expect
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will take here, as a probe measured it."""
+
+    load_seconds: float
+    first_update_seconds: float  # the texts are encoded in it
+    seconds_per_update: float
+    peak_bytes: int
+    validation_seconds: float
+    checkpoint_bytes: int
+    updates: int
+    validations: int
+    checkpoints: int  # on the disk at once
+
+    @property
+    def total_s(self) -> float:
+        updates_s = self.first_update_seconds + (self.updates - 1) * self.seconds_per_update
+        return self.load_seconds + updates_s + self.validations * self.validation_seconds
+
+    def said(self) -> str:
+        """The cost in words."""
+        validated = (
+            f" and {self.validations} validations of {said_s(self.validation_seconds)}" if self.validations else ""
+        )
+        return (
+            f"Measured here: {said_s(self.seconds_per_update)} per update, so about {said_s(self.total_s)} for "
+            f"{self.updates} updates{validated}, loading included; "
+            f"{said_bytes(self.peak_bytes)} of memory at the peak, "
+            f"{said_bytes(self.checkpoint_bytes * self.checkpoints)} on the disk for checkpoints."
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs beside one another."""
+
+    names: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    differing: tuple[tuple[str, tuple[str, ...]], ...]  # a setting, and its value in each run
+    samples: Samples | None  # each run's at its best or last update
+    note: str = ""  # why there are none
+
+
+class FineTune:
+    """The runs of one app."""
+
+    def __init__(self, options: Options, device: Device, pictures: PictureStore) -> None:
+        self.options, self.device, self.pictures = options, device, pictures
+        self.root = options.runs
+        self.book = RunBook(self.root, pictures)
+
+    # What can be started
+
+    @cached_property
+    def presets(self) -> dict[str, Preset]:
+        """The presets that fit the base model, by name, the first one first. Imports the training: seconds."""
+        from srpo.training.presets import PRESETS
+
+        full_size = is_full_size(self.options.model)
+        found = {}
+        for name, make in PRESETS.items():
+            if full_size != (make().model == str(paths.FLUX)):
+                summary, _, details = (make.__doc__ or "").strip().partition("\n")
+                settings = self._settings(name, lines_of(self._fixed(name)))
+                found[name] = Preset(name, summary, " ".join(details.split()), settings)
+        return found
+
+    def prompt_sets(self) -> list[tuple[str, Path]]:
+        """(label, file) of the prompts that come with the app and fit its model."""
+        root = paths.REPOSITORY / "assets" / "prompts" if is_full_size(self.options.model) else paths.ROOT / "prompts"
+        files = sorted(file for file in root.glob("*.txt") if file.stem != "test")  # those are for measuring
+        return [(f"{file.stem} ({len(file.read_text(encoding='utf-8').splitlines())} prompts)", file) for file in files]
+
+    def prompts_of(self, path: str) -> tuple[Path | None, str]:
+        """(the built-in set to take for it, or None; else the text of prompts that were once written here).
+
+        A preset may name prompts that everybody has to fetch: where they are missing, a set that is here stands in.
+        """
+        sets = [file for _, file in self.prompt_sets()]
+        file = Path(path)
+        if not file.is_file():
+            return next(iter(sets), None), ""
+        if file.parent == self.prompt_folder:
+            return None, file.read_text(encoding="utf-8")
+        return (file if file in sets else None), ""
+
+    @property
+    def prompt_folder(self) -> Path:
+        return (self.root / PROMPT_FOLDER).resolve()
+
+    def check(self, request: TrainRequest) -> list[str]:
+        """The run's settings as assignments over its preset. BadInput, one sentence, for whatever does not fit.
+
+        What is checked: the preset, the name and value of every setting, that what the run reads is there, and that it
+        can be tracked. What only a loaded model can tell is said by the run itself, as its state.
+        """
+        from srpo.tracking import require_sinks
+        from srpo.training.config import with_settings
+        from srpo.training.continuity import inputs
+        from srpo.training.offline import OfflinePictures
+        from srpo.training.presets import preset
+
+        if request.preset not in self.presets:
+            raise BadInput(f"There is no preset {request.preset[:60]!r} here: choose {', '.join(self.presets)}.")
+        try:
+            require_sinks(request.sinks)
+            unchanged = set(lines_of(self.presets[request.preset].settings))
+            asked = [line for line in request.assignments(self.prompt_folder) if line not in unchanged]
+            given = [*lines_of(self._fixed(request.preset)), *asked]
+            config = with_settings(preset(request.preset), [*given, f"device={self.options.device}"])
+            _require_inputs(inputs(config), own_prompts=request.prompts is not None)
+            if config.offline.folder is not None:
+                OfflinePictures.open(config.offline.folder, config.objective.all_sizes)  # each image with its caption
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+        if request.name and (self.root / request.name).exists():
+            raise BadInput(f"There is a run {request.name!r} already: choose another name.")
+        return given
+
+    def measure(self, request: TrainRequest, stop: StopFlag) -> Iterator[str | Cost]:
+        """Messages, then the cost of such a run, from one real update in a process of its own.
+
+        BadInput where it cannot be run, in the words that a start would use.
+        """
+        given = self.check(request)
+        request.keep_prompts(self.prompt_folder)
+        with self.device.turn() as turn:
+            while ahead := turn.wait(timeout_s=0.25):
+                stop.check()
+                yield f"Waiting for the device: {ahead} ahead of you."
+            yield from wait_for_device(turn, stop)
+            measured = yield from self._probe(request.preset, given, stop)
+        settings = self._settings(request.preset, given)
+        every, updates = settings["validation.every"], settings["updates"]
+        yield Cost(
+            **{field: measured[field] for field in MEASURED},
+            updates=updates,
+            validations=1 + -(-updates // every) if every else 0,
+            checkpoints=4 if every else 3,  # the last two, the one being written, and the best where one is chosen
+        )
+
+    def start(self, request: TrainRequest, stop: StopFlag) -> Iterator[str | RunFolder]:
+        """Messages while pictures are under way, then the run, started. BadInput where it cannot be, or may not."""
+        given = self.check(request)
+        request.keep_prompts(self.prompt_folder)
+        name, device = request.name, self.options.device
+        run = yield from self._begin(lambda: start_run(self.root, name, request.preset, given, device=device), stop)
+        self._track(run, request.sinks)
+        yield run
+
+    # What can be done with a run
+
+    def runs(self) -> list[RunFolder]:
+        """The youngest first."""
+        return list_runs(self.root)[:MAX_LISTED]
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The run as it is. BadInput where there is none, or where its folder cannot be read."""
+        try:
+            return self.book.reader(name).read()
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+
+    def living(self) -> RunFolder | None:
+        """The run under way that began last, so that a new page shows it at once."""
+        for run in self.runs():
+            try:
+                state = settle(run)
+            except ValueError:
+                continue
+            if state is not None and state.status in LIVE:
+                return run
+        return None
+
+    def stop(self, name: str) -> None:
+        """Asks the run to save and end; returns at once. One that does not is ended after ten seconds."""
+        run = self._run(name)
+        try:
+            request_stop(run)
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+        threading.Thread(target=_see_it_end, args=(run,), name=f"stop {run.name}", daemon=True).start()
+
+    def resume(
+        self, name: str, stop: StopFlag, updates: int | None = None, from_update: int | None = None
+    ) -> Iterator[str | RunFolder]:
+        """Messages while pictures are under way, then the run, going on.
+
+        updates: a new total. from_update: the checkpoint to go back to; what came later is forgotten.
+        """
+        run, device = self._run(name), self.options.device
+        yield from self._begin(lambda: resume_run(run, updates, from_update, device=device), stop)
+        self._track(run, _tracked(run))
+        yield run
+
+    def extend(self, name: str, by: int, stop: StopFlag) -> Iterator[str | RunFolder]:
+        """As `resume`, with `by` more updates than were planned."""
+        try:
+            planned = int(self._run(name).config()["updates"])
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+        return self.resume(name, stop, updates=planned + by)
+
+    def what_deleting_takes(self, name: str) -> str:
+        """The question before a run is deleted."""
+        size = said_bytes(self._run(name).size_bytes())
+        return f"Delete the run {name} with its weights, checkpoints and samples ({size})? This cannot be undone."
+
+    def delete(self, name: str) -> str:
+        """A sentence on what is gone. BadInput for a run under way."""
+        run = self._run(name)
+        size = run.size_bytes()
+        try:
+            delete_run(run)
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+        self.book.forget(name)
+        return f"Deleted the run {name} ({said_bytes(size)})."
+
+    def keep(self, name: str, update: int) -> str:
+        """A sentence: the checkpoint is marked, so that no later one replaces it."""
+        try:
+            self._run(name).keep(update)
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+        return f"The checkpoint of update {update} is kept whatever comes."
+
+    def settings_like(self, name: str) -> tuple[str, dict[str, Any]]:
+        """(the nearest preset, every setting of the run), for a form that is to start one like it."""
+        try:
+            settings = dict(flat(self._run(name).config()))
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+
+        def distance(preset: Preset) -> int:
+            return sum(settings.get(key) != value for key, value in preset.settings.items())
+
+        return min(self.presets.values(), key=distance).name, settings
+
+    def compare(self, names: Sequence[str]) -> Comparison:
+        """The runs beside one another. BadInput for fewer than two, or too many."""
+        names = tuple(dict.fromkeys(names))
+        if not 2 <= len(names) <= MAX_COMPARED:
+            raise BadInput(f"Choose two to {MAX_COMPARED} runs to compare, not {len(names)}.")
+        snapshots = {name: self.snapshot(name) for name in names}
+        try:
+            settings = [dict(flat(self._run(name).config())) for name in names]
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+        keys = dict.fromkeys(key for of_run in settings for key in of_run)
+        rows = {key: tuple(_value_said(of_run.get(key, "–")) for of_run in settings) for key in keys}
+        samples, note = _same_samples({name: snapshot.film() for name, snapshot in snapshots.items()})
+        return Comparison(
+            names,
+            comparison_charts({name: (snapshot.records, snapshot.validations) for name, snapshot in snapshots.items()}),
+            tuple((key, values) for key, values in rows.items() if len(set(values)) > 1),
+            samples,
+            note,
+        )
+
+    def model_id(self, name: str) -> str:
+        """What the Compare tab calls the run's weights: the finished ones, else of its best or last checkpoint."""
+        run = self._run(name)
+        if run.weights.is_file():
+            return f"{RUN}{name}"
+        there, best = run.checkpoint_updates(), run.best()
+        if not there:
+            raise BadInput(f"The run {name} has no weights yet: wait for its first checkpoint.")
+        return f"{RUN}{name}@{best.update if best and best.update in there else there[-1]}"
+
+    def export_forms(self, name: str) -> list[tuple[str, str]]:
+        """(label, form) of what the run exports as."""
+        from srpo.export import FORMS, forms_of
+
+        try:
+            return [(FORMS[form], form) for form in forms_of(self._run(name))]
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+
+    def export(self, name: str, form: str, update: int | None, dtype: str) -> tuple[Path, Path | None]:
+        """(the folder beside the run's own files, a zip of it that the page may serve, or None where it is large)."""
+        from srpo.export import export
+
+        try:
+            folder = export(self._run(name), form, update=update, dtype=dtype)
+            if sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) > MAX_ZIPPED_BYTES:
+                return folder, None
+            stem = self.pictures.new_folder() / f"{name}-{folder.name}"
+            return folder, Path(shutil.make_archive(str(stem), "zip", folder))
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+
+    # Inside
+
+    def _run(self, name: str) -> RunFolder:
+        try:
+            return self.book.reader(name).run
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+
+    def _fixed(self, preset_name: str) -> dict[str, Any]:
+        """What the app's own options decide, whatever the preset says.
+
+        The miniature's judge knows the miniature alone: without another, validation goes by what needs no judge.
+        """
+        from srpo.training.presets import preset
+
+        options = self.options
+        if options.is_miniature:
+            return {}
+        fixed: dict[str, Any] = {
+            "model": str(options.model.resolve()),
+            "max_sequence_length": options.max_sequence_length,
+        }
+        if options.reward is not None:
+            fixed["reward"] = str(options.reward.resolve())
+        if options.judge is not None:
+            fixed["validation.judge"] = str(options.judge.resolve())
+        elif preset(preset_name).validation.judge is not None:
+            fixed |= {"validation.judge": None, "validation.maximise": "sharpness", "validation.limits": {}}
+        return fixed
+
+    def _settings(self, preset_name: str, assignments: Sequence[str]) -> dict[str, Any]:
+        """Every setting, by its dotted name, of a preset with changes."""
+        from srpo.training.config import config_dict, with_settings
+        from srpo.training.presets import preset
+
+        return dict(flat(config_dict(with_settings(preset(preset_name), list(assignments)))))
+
+    def _begin(self, begin: Callable[[], RunFolder], stop: StopFlag) -> Generator[str, None, RunFolder]:
+        """Messages until the pictures under way are finished; returns what `begin` does.
+
+        Another run is not waited for: it refuses the start, by BadInput.
+        """
+        while True:
+            try:
+                return begin()
+            except (ValueError, OSError) as error:
+                if not (isinstance(error, Busy) and self.device.is_ours()):
+                    raise BadInput(sentence(error)) from None
+            stop.check()
+            yield "This starts when the pictures under way are finished."
+            time.sleep(0.25)
+
+    def _probe(self, preset_name: str, given: Sequence[str], stop: StopFlag) -> Generator[str, None, dict[str, Any]]:
+        """Messages while the probe runs; returns what it printed."""
+        command = [sys.executable, "-m", "srpo.training.probe", "--preset", preset_name]
+        for assignment in [*given, f"device={self.options.device}"]:
+            command += ["--set", assignment]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=paths.REPOSITORY, **pipes) as probe:
+            try:
+                out, said = yield from _wait_for(probe, stop)
+            finally:
+                probe.kill()
+        if probe.returncode != 0:
+            errors = [line for line in said.splitlines() if line.startswith("error: ")]
+            raise BadInput(sentence(errors[-1].removeprefix("error: ") if errors else "the measurement failed"))
+        return json.loads(out.strip().splitlines()[-1])
+
+    def _track(self, run: RunFolder, sinks: Sequence[str]) -> None:
+        """Starts the follower that hands the run's records on; it outlives the app, as the run does."""
+        if not sinks:
+            return
+        command = [sys.executable, "-m", "srpo.tracking", str(run.path.resolve())]
+        for sink in sinks:
+            command += ["--to", sink]
+        with (run.path / TRACKING_NAME).open("ab") as log:
+            log.write(f"to {' '.join(sinks)}\n".encode())
+            log.flush()
+            subprocess.Popen(command, stdout=log, stderr=log, cwd=paths.REPOSITORY, start_new_session=True)
+
+
+def _require_inputs(places: Mapping[str, str], *, own_prompts: bool) -> None:
+    """Nothing where the folders and files that a run reads are there; else ValueError. Ids of a hub are left to it."""
+    from srpo.training.config import read_prompts
+
+    for name, place in places.items():
+        if name == "prompts":
+            if not own_prompts:  # those were read already, and are written next
+                read_prompts(place)
+        elif name == "offline.folder":
+            continue  # its pictures are looked at one by one
+        elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place) and not Path(place).exists():
+            raise ValueError(f"{name} is {place!r}, but there is nothing: set the path of what it should be")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single setting by its dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def said_s(seconds: float) -> str:
+    """A duration in words: "0.4 s", "12 s", "3 min", "1 h 20 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def said_bytes(count: float) -> str:
+    """A size in words: "850 MB", "1.3 GB"."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def _wait_for(process: subprocess.Popen, stop: StopFlag) -> Generator[str, None, tuple[str, str]]:
+    """Messages while a process runs; returns what it printed and what it complained of."""
+    began_s, said_at = time.monotonic(), -1
+    while True:
+        try:
+            return process.communicate(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            stop.check()
+            elapsed_s = int(time.monotonic() - began_s)
+            if elapsed_s > PROBE_S:
+                raise BadInput("One update takes over an hour here: choose a smaller model, size or batch.") from None
+            if elapsed_s != said_at:
+                said_at = elapsed_s
+                yield f"Measuring one real update, models loaded for it first: {elapsed_s} s …"
+
+
+def _see_it_end(run: RunFolder) -> None:
+    try:
+        stop_run(run)
+    except (ValueError, OSError):
+        return  # it has ended, or is gone: what the page reads next says so
+
+
+def _tracked(run: RunFolder) -> tuple[str, ...]:
+    """What the run was handed on to when it was started."""
+    try:
+        first = (run.path / TRACKING_NAME).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ()
+    return tuple(first.removeprefix("to ").split())
+
+
+def _value_said(value: object) -> str:
+    """A setting's value as a table shows it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return Path(text).name if re.fullmatch(r"/\S+", text) else text
+
+
+def _same_samples(films: Mapping[str, Film]) -> tuple[Samples | None, str]:
+    """One row per prompt and seed that all runs have sampled, each run's picture at its best or last update."""
+    first = next(iter(films.values()))
+    shared = [key for key in first.prompts if all(key in film.prompts for film in films.values())]
+    if not shared:
+        return None, "These runs share no sample of the same prompt and seed."
+    chosen = {name: film.updates.index(film.best) if film.best is not None else -1 for name, film in films.items()}
+    rows = tuple(
+        SampleRow(*key, tuple(film.pictures[chosen[name]][film.prompts.index(key)] for name, film in films.items()))
+        for key in shared
+    )
+    heads = tuple(f"{name}, update {film.updates[chosen[name]]}" for name, film in films.items())
+    return Samples(heads, rows, first.ratio), ""

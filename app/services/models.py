@@ -1,0 +1,201 @@
+"""Which weights a visitor can choose: names, places, hashes and licences. Builds no model; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.services.requests import MAX_SIDE, BadInput
+from app.state import Options
+from srpo.miniature import paths
+from srpo.runs import WEIGHTS_NAME, RunFolder, list_runs
+
+MINIATURE_SIDE = 128  # pixels
+MINIATURE_GUIDANCE = (1.0, 7.0)  # what its distillation drew from
+FULL_SIDE = 1024
+FULL_WIDTH = 3072  # of the transformer of FLUX.1 dev and schnell, of their fine-tunes and of their pruned forms
+MAX_ENLARGEMENT = 4  # sides beyond what the model was trained for; the time of a step grows with their fourth power
+MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
+BASE, SRPO, RUN = "base", "srpo", "run:"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer that runs inside the base pipeline."""
+
+    id: str  # what a request and a PNG call it
+    label: str  # what the page calls it
+    weights: Path | None  # None: the base pipeline's own
+
+
+def is_full_size(model_folder: Path) -> bool:
+    """Whether the pipeline's transformer has the width of FLUX.1 (12 B), told by its configuration."""
+    try:
+        config = json.loads((model_folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        return config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128) == FULL_WIDTH
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+class Catalogue:
+    """The models of this process: the base pipeline, its SRPO weights, finished runs, and local paths if allowed."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._hashes: dict[tuple[str, float], str] = {}
+
+    @property
+    def base_name(self) -> str:
+        if self.options.is_miniature:
+            return "FLUX miniature"
+        return "FLUX.1-dev" if _is_flux_dev(self.options.model) else f"FLUX ({self.options.model.name})"
+
+    @property
+    def native_side(self) -> int:
+        """The side of the square pictures that the base was trained for, as far as its configuration tells."""
+        return FULL_SIDE if is_full_size(self.options.model) else MINIATURE_SIDE
+
+    @property
+    def max_side(self) -> int:
+        """The longest side, in pixels, that the base is asked for."""
+        return min(MAX_SIDE, MAX_ENLARGEMENT * self.native_side)
+
+    @property
+    def look_for(self) -> str:
+        """What a first-time visitor should see in the pair the page begins with; known of the shipped one alone.
+
+        How many of its pictures an independent judge takes for photos is measured in the miniature's card.
+        """
+        is_shipped = self.options.is_miniature and self.options.srpo == paths.SRPO and paths.SRPO.exists()
+        sentence = "Look for this: the left side mostly paints or draws, the right side looks like a photo."
+        return sentence if is_shipped else ""
+
+    def models(self) -> list[Model]:
+        """What the pickers offer, in order. Runs are read anew at each call."""
+        found = [Model(BASE, self.base_name, None)]
+        if self.options.srpo is not None and self.options.srpo.exists():
+            label = "SRPO miniature" if self.options.srpo == paths.SRPO else "SRPO"
+            found.append(Model(SRPO, label, self.options.srpo))
+        for run in list_runs(self.options.runs):
+            found += _weights_of(run)
+        return found
+
+    def find(self, name: str) -> Model:
+        """The model of that id or label, or the weights at that path. BadInput for neither."""
+        known = {name: model for model in self.models() for name in (model.label, model.id)}
+        if name in known:
+            return known[name]
+        if name == SRPO:
+            where = "no SRPO weights are named" if self.options.srpo is None else f"none are at {self.options.srpo}"
+            raise BadInput(f"There is no SRPO model here, as {where}: choose another model for that side.")
+        if name.startswith(RUN):
+            return self._checkpoint(name.removeprefix(RUN))
+        if not self.options.local_paths:
+            raise BadInput("This page does not open folders of its machine: choose a model from the list.")
+        choose = "choose one from the list, or the path of a folder or file"
+        try:
+            path = Path(name).expanduser()
+            exists = path.exists()
+        except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed to us, a user unknown
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BadInput(f"The model at {_shortened(name)!r} cannot be opened ({reason}): {choose}.") from None
+        if not exists:
+            raise BadInput(f"There is no model at {_shortened(name)!r}: {choose}.")
+        return Model(name, path.stem if path.is_file() else path.name, path)
+
+    def _checkpoint(self, name: str) -> Model:
+        """Any checkpoint of a run, "NAME@UPDATE"; `models` offers but one."""
+        run_name, _, update = name.rpartition("@")
+        runs = {run.name: run for run in list_runs(self.options.runs)}
+        try:
+            return _checkpoint(runs[run_name], int(update))
+        except (KeyError, ValueError):
+            raise BadInput(f"There is no finished run {name!r}, nor such a checkpoint: choose another model.") from None
+
+    def sha256(self, model: Model) -> str | None:
+        """The hash of a model's weights; None where they are several files, a very large one, or gone."""
+        path = _single_file(self.options.model if model.weights is None else model.weights)
+        try:
+            if path is None or path.stat().st_size > MAX_HASHED_BYTES:
+                return None
+            key = str(path.resolve()), path.stat().st_mtime
+            if key not in self._hashes:
+                with path.open("rb") as file:
+                    self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
+        return self._hashes[key]
+
+    def base_facts(self) -> dict[str, str | None]:
+        """Which base model this is, for a picture's record."""
+        return {"name": self.base_name, "sha256": self.sha256(Model(BASE, self.base_name, None))}
+
+    def licences(self) -> str:
+        """The terms of the weights on the page, in HTML. Only what is known by its name is given a licence."""
+        options, said, unknown = self.options, [], []
+        if options.is_miniature:
+            said.append(
+                "The miniature’s weights were trained from scratch for this project and are licensed under Apache-2.0, "
+                "as is its code."
+            )
+        elif _is_flux_dev(options.model):
+            said.append(
+                "<b>FLUX.1-dev</b> weights: FLUX.1 [dev] Non-Commercial License of Black Forest Labs (non-commercial "
+                "use; outputs need review or a filter, and disclosure as AI-made)."
+            )
+        else:
+            unknown.append(options.model)
+        for path in (options.srpo, options.reward, options.judge):
+            if path is None or paths.ROOT in path.resolve().parents:
+                continue
+            if _is_repository(path, "tencent/SRPO"):
+                said.append("<b>SRPO</b> weights by Tencent: academic use only (Tencent-Hunyuan/SRPO licence).")
+            else:
+                unknown.append(path)
+        if unknown:
+            names = ", ".join(f"<b>{html.escape(path.name)}</b>" for path in unknown)
+            said.append(f"Check the licence of {names} before you use or share what they make.")
+        return " ".join(said)
+
+
+def _weights_of(run: RunFolder) -> list[Model]:
+    """A run's finished weights, and those of its best checkpoint where that is another; of a run that has not
+    finished its best checkpoint, or its last."""
+    found = [Model(f"{RUN}{run.name}", f"Run {run.name}", run.weights)] if run.weights.is_file() else []
+    try:
+        kept, best, state = run.checkpoint_updates(), run.best(), run.state()
+    except (ValueError, OSError):  # a folder that cannot be read offers no more
+        return found
+    if best is not None and best.update in kept and not (found and state and state.update == best.update):
+        found.append(_checkpoint(run, best.update, "best, "))
+    elif kept and not found:
+        found.append(_checkpoint(run, kept[-1]))
+    return found
+
+
+def _checkpoint(run: RunFolder, update: int, word: str = "") -> Model:
+    label = f"Run {run.name}, {word}update {update}"
+    return Model(f"{RUN}{run.name}@{update}", label, run.checkpoint_weights(update))
+
+
+def _is_flux_dev(path: Path) -> bool:
+    return _is_repository(path, "FLUX.1-dev") or _is_repository(path, "black-forest-labs/FLUX.1-dev")
+
+
+def _is_repository(path: Path, name: str) -> bool:
+    """Whether the path names that repository of the Hugging Face hub, in its cache or in a folder called so."""
+    whole = f"{path.absolute().as_posix()}/".casefold()
+    return any(f"/{form}/".casefold() in whole for form in (name, f"models--{name.replace('/', '--')}"))
+
+
+def _single_file(path: Path) -> Path | None:
+    """The one file of weights that is, or lies in, this path."""
+    candidates = (path, path / "transformer" / WEIGHTS_NAME, path / WEIGHTS_NAME)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:79]}…"

@@ -1,0 +1,136 @@
+"""What one running app shares among its visitors: the catalogue, the engine, the device's line, the pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.services.device import Device, Jobs, StopFlag
+from app.services.finetune import FineTune
+from app.services.models import MINIATURE_GUIDANCE, MINIATURE_SIDE, SRPO, Catalogue
+from app.services.pictures import PictureStore
+from app.services.requests import BadInput, Settings
+from app.state import Options
+
+if TYPE_CHECKING:
+    from app.services.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the models are."""
+
+    phase: str  # "loading", "ready" or "failed"
+    message: str
+
+
+class Studio:
+    """The services behind the page. Building it loads nothing: the page comes first, `start()` after it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.catalogue = Catalogue(options)
+        self.device = Device(options.device)
+        self.jobs = Jobs()
+        self.pictures = PictureStore()
+        self.finetune = FineTune(options, self.device, self.pictures)
+        self._engine: Engine | None = None
+        self._failure: str | None = None
+        self._warning: str | None = None
+        self._thread: threading.Thread | None = None
+        self._started_s = 0.0
+        self._lock = threading.Lock()
+
+    @cached_property
+    def plotly(self) -> Path:
+        """plotly.min.js of the installed package, as a file that the page may be given: no network is asked for it.
+
+        It is copied, as the package may lie below a folder that is closed to the page.
+        """
+        package = Path(importlib.util.find_spec("plotly").origin).parent
+        return Path(shutil.copy(package / "package_data" / "plotly.min.js", self.pictures.root))
+
+    def start(self) -> None:
+        """Loads the models in the background, unless that is done or under way. A failed load is tried again."""
+        with self._lock:
+            if self._engine is not None or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._failure, self._started_s = None, time.monotonic()
+            self._thread = threading.Thread(target=self._load, name="models", daemon=True)
+            self._thread.start()
+
+    def _load(self) -> None:
+        try:
+            from app.services.engine import Engine  # torch and diffusers: seconds, spent behind the page
+
+            self._engine = Engine.load(self.options)
+        except ValueError as error:  # a sentence about the folder
+            self._failure = str(error)
+            log.error(self._failure)
+            return
+        except (OSError, RuntimeError, ImportError) as error:
+            log.exception("The models could not be loaded.")
+            text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self._failure = f"The models could not be loaded: {text}"
+            return
+        for model in (model for model in self.catalogue.models() if model.id == SRPO):  # what the page shows at first
+            try:
+                self._engine.policies([model])
+            except BadInput as error:  # the other models work
+                self._warning = f"{model.label} cannot be used: {error}"
+                log.error(self._warning)
+
+    def status(self) -> Status:
+        """The state of the models, in a sentence for the page."""
+        if self._engine is not None and not self._thread.is_alive():
+            return Status("ready", self._warning or "Models ready")
+        if self._failure is not None:
+            return Status("failed", self._failure)
+        elapsed_s = time.monotonic() - self._started_s if self._started_s else 0.0
+        return Status("loading", f"Loading models … {elapsed_s:.0f} s")
+
+    def engine_when_ready(self, stop: StopFlag) -> Generator[str, None, Engine]:
+        """Messages while the models load; returns the engine. BadInput if they cannot load."""
+        if self._engine is None:
+            self.start()
+        while self._engine is None:
+            stop.check()
+            if self._failure is not None:
+                raise BadInput(self._failure)
+            yield "The models are still loading; this starts by itself."
+            self._thread.join(0.25)
+        return self._engine
+
+    def count_tokens(self, text: str) -> tuple[int, int] | None:
+        """Tokens of a text and how many the model reads; None while the models load."""
+        return self._engine.base.count_tokens(text) if self._engine is not None else None
+
+    def notice(self, settings: Settings) -> str:
+        """What a visitor should know about these settings, or nothing."""
+        if not self.options.is_miniature:
+            return ""
+        said = []
+        if (settings.width, settings.height) != (MINIATURE_SIDE, MINIATURE_SIDE):
+            said.append(
+                f"The miniature is trained at {MINIATURE_SIDE} × {MINIATURE_SIDE}; other sizes are an experiment."
+            )
+        low, high = MINIATURE_GUIDANCE
+        if not low <= settings.guidance <= high:
+            said.append(
+                f"The miniature learnt guidance {low:g} to {high:g}; {settings.guidance:g} is beyond what it knows."
+            )
+        return " ".join(said)
+
+    def made_with(self) -> dict[str, Any]:
+        """What decides a picture's pixels beside its settings and the models of its sides, for its record."""
+        return {"base": self.catalogue.base_facts(), "text_tokens": self.options.max_sequence_length}

@@ -1,0 +1,79 @@
+"""What the app is started with, and what it remembers of a visitor."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from srpo.miniature import paths
+
+MAX_SEED = 2**32 - 1  # what other tools' PNG texts can carry
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the weights lie and what the page may do; fixed for the life of the process.
+
+    What is not named is the miniature's own where the model is the miniature, and absent for every other model: the
+    miniature's SRPO weights do not fit it, and the miniature's reward and judge know nothing of its pictures.
+    """
+
+    model: Path = paths.FLUX  # a FluxPipeline folder
+    srpo: Path | None = None  # a transformer's weights over that pipeline, shown as the right side
+    reward: Path | None = None  # a CLIPModel folder
+    judge: Path | None = None
+    runs: Path = Path("runs")
+    device: str = "cpu"
+    text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
+    local_paths: bool = True  # visitors may name folders and files of this machine
+
+    def __post_init__(self) -> None:
+        if self.is_miniature:
+            for name, own in (("srpo", paths.SRPO), ("reward", paths.REWARD), ("judge", paths.JUDGE)):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, own)  # the class is frozen
+
+    @property
+    def max_sequence_length(self) -> int:
+        return self.text_tokens or (64 if self.is_miniature else 512)
+
+    @property
+    def is_miniature(self) -> bool:
+        return self.model.resolve() == paths.FLUX.resolve()
+
+
+@dataclass
+class Watching:
+    """What a page of one visitor shows of training by now, so that only what has changed is sent."""
+
+    run: str | None = None
+    shown: dict[str, object] = field(default_factory=dict)  # by part of the page
+
+    def is_new(self, part: str, value: object) -> bool:
+        """True where that part does not show this yet; from now on it does."""
+        new = part not in self.shown or self.shown[part] != value
+        self.shown[part] = value
+        return new
+
+
+@dataclass
+class Session:
+    """One visitor's memory between clicks."""
+
+    last_seed: int | None = None
+
+    def choose_seed(self, mode: str, typed: object) -> object:
+        """The seed to run: the typed one ("fixed"), a new one ("random") or the one before ("last").
+
+        A typed seed is passed on unchecked: the request model judges it. ValueError for "last" where there is none.
+        """
+        if mode == "random":
+            return random.SystemRandom().randint(0, MAX_SEED)
+        if mode == "last":
+            if self.last_seed is None:
+                raise ValueError("No seed has been used yet: choose a fixed or a random seed for the first comparison.")
+            return self.last_seed
+        if mode != "fixed":
+            raise ValueError(f"Seed mode is 'fixed', 'random' or 'last', not {mode!r}.")
+        return typed

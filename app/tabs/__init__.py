@@ -1,0 +1,1 @@
+"""One file per tab: it lays out and wires."""

@@ -1,0 +1,61 @@
+"""The page: a masthead, and one call per tab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app import theme
+from app.services.studio import Studio
+from app.tabs import compare, finetune
+
+TITLE = "SRPO Studio"
+MASTHEAD = f"""
+<header id="masthead">
+  <h1>{TITLE}</h1>
+  <p>SRPO fine-tunes FLUX on human preference, to take the “AI look” out of its pictures. Here both paint the same
+    prompt from the same noise.</p>
+  <button id="theme-switch" type="button">Light / dark</button>
+</header>
+"""
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page over these services. Loads no model."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+        gr.HTML(MASTHEAD, apply_default_css=False)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Compare", id="compare") as comparing:
+                sides = compare.build(studio)
+            # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
+            if studio.options.local_paths:
+                with gr.Tab("Fine-tune", id="finetune") as tuning:
+                    finetune.build(studio, tuning, comparing, tabs, sides)
+    # api_open would let a plain POST pass by the queue.
+    return page.queue(api_open=False, max_size=32, default_concurrency_limit=4)
+
+
+def launch_options(studio: Studio) -> dict[str, Any]:
+    """What `launch()` is given: the look, and every limit stated, so that no environment variable reopens one."""
+    return {
+        "theme": theme.theme(),
+        "css": theme.css(),
+        "js": (Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
+        "quiet": True,
+        "_frontend": False,  # or Gradio gives up where its own page takes three seconds to answer, on a busy machine
+        "footer_links": [],
+        "run_history": False,
+        "share": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "pwa": False,
+        "enable_monitoring": False,
+        "strict_cors": True,
+        "allowed_paths": [str(studio.pictures.root)],
+        "blocked_paths": [str(Path(__file__).resolve().parents[1])],
+        "max_file_size": "64mb",
+        "state_session_capacity": 500,
+        "show_error": False,
+    }

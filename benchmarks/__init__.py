@@ -1,0 +1,1 @@
+"""How fast the studio is and what it costs: `python -m benchmarks` prints every figure beside its goal."""

@@ -1,0 +1,22 @@
+"""How much is measured: enough to believe the figures, or just enough to see that every measurement runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Counts of everything that is repeated."""
+
+    pairs: int = 5
+    steps: int = 28
+    rounds: int = 7  # of the loop beside the pipeline
+    pictures: int = 256
+    updates: int = 10
+    prompts_per_update: int = 8
+    cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
+
+
+FULL = Scale()
+QUICK = Scale(pairs=1, steps=2, rounds=1, pictures=8, updates=1, prompts_per_update=2, cold_start=False)

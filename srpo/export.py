@@ -1,0 +1,260 @@
+"""python -m srpo.export RUN: a run's weights for others, with a model card beside them.
+
+full    transformer/ in diffusers' layout: config.json and one safetensors file; a LoRA is merged into its base
+lora    pytorch_lora_weights.safetensors with the keys of diffusers and PEFT
+kohya   the same LoRA under kohya's names, as sd-scripts, ComfyUI and Forge read it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from srpo.policies.lora_layouts import lora_alpha, to_kohya
+from srpo.runs import LORA_NAME, WEIGHTS_NAME, RunFolder
+from srpo.runs.atomic import write_folder
+
+FORMS = {
+    "full": "whole transformer, for diffusers",
+    "lora": "LoRA, for diffusers and PEFT",
+    "kohya": "LoRA, for ComfyUI, Forge and kohya's scripts",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def forms_of(run: RunFolder) -> tuple[str, ...]:
+    """The forms a run can take: a LoRA all of them, full weights only their own."""
+    return ("lora", "kohya", "full") if is_lora(run) else ("full",)
+
+
+def is_lora(run: RunFolder) -> bool:
+    return run.config().get("weights") == "lora"
+
+
+def weights_of(run: RunFolder, update: int | None = None) -> Path:
+    """The file of a run's weights: of a checkpoint, or with None the finished ones.
+
+    ValueError where they are not there.
+    """
+    if update is None:
+        if not run.weights.is_file():
+            raise ValueError(f"run {run.name} has not finished: let it finish, or choose one of its checkpoints")
+        return run.weights
+    known = run.checkpoint_updates()
+    if update not in known:
+        kept = f"it keeps those of {', '.join(map(str, known))}" if known else "it keeps none"
+        raise ValueError(f"run {run.name} has no checkpoint of update {update}: {kept}")
+    return run.checkpoint_weights(update)
+
+
+def export(run: RunFolder, form: str, *, update: int | None = None, dtype: str = "float32") -> Path:
+    """The folder RUN/exports/FORM-WHEN, complete with its card; one of an earlier export is replaced.
+
+    ValueError for a form that this run does not have, weights that are not there, or a base that cannot be read.
+    """
+    if form not in forms_of(run):
+        raise ValueError(f"run {run.name} exports as {', '.join(forms_of(run))}, not as {form!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"weights are exported as {' or '.join(DTYPES)}, not as {dtype!r}")
+    source = weights_of(run, update)
+    stem = "final" if update is None else f"update-{update:06d}"
+    folder = run.path / "exports" / f"{form}-{stem}"
+    folder.parent.mkdir(exist_ok=True)
+
+    def write(temporary: Path) -> None:
+        writers = {"full": _write_full, "lora": _write_lora, "kohya": _write_kohya}
+        writers[form](run, source, temporary, DTYPES[dtype])
+        (temporary / "README.md").write_text(model_card(run, form, update, dtype), encoding="utf-8")
+
+    shutil.rmtree(folder, ignore_errors=True)
+    write_folder(folder, write)
+    return folder
+
+
+def _write_full(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) -> None:
+    base = Path(run.config()["model"]) / "transformer"
+    if not (base / "config.json").is_file():
+        raise ValueError(f"the base model's configuration is not at {base}: a full export needs it")
+    (folder / "transformer").mkdir()
+    if is_lora(run):
+        from diffusers import FluxTransformer2DModel
+
+        from srpo.policies.checkpoints import load_transformer
+
+        whole = load_transformer(source, FluxTransformer2DModel.from_pretrained(base, local_files_only=True))
+        weights = whole.state_dict()
+    else:
+        weights, _ = _read(source)
+    weights = {name: value.to(dtype).contiguous() for name, value in weights.items()}
+    save_file(weights, folder / "transformer" / WEIGHTS_NAME, metadata={"format": "pt"})
+    shutil.copyfile(base / "config.json", folder / "transformer" / "config.json")
+
+
+def _write_lora(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) -> None:
+    weights, metadata = _read(source)
+    weights = {name: value.to(dtype).contiguous() for name, value in weights.items()}
+    save_file(weights, folder / LORA_NAME, metadata={"format": "pt", **metadata})
+
+
+def _write_kohya(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) -> None:
+    weights, metadata = _read(source)
+    rank = next(value.shape[0] for name, value in weights.items() if ".lora_A." in name)
+    alpha = lora_alpha(metadata, rank)
+    converted = {name: value.to(dtype).contiguous() for name, value in to_kohya(weights, alpha).items()}
+    facts = {"ss_network_module": "networks.lora_flux", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+    save_file(converted, folder / f"{run.name}.safetensors", metadata={"format": "pt", **facts})
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata, without the mark of the format."""
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        metadata.pop("format", None)
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 no mapping
+
+
+def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str:
+    """README.md of an export: base model, recipe, figures, licences, and how to load it."""
+    config = run.config()
+    base = str(config["model"])
+    licence, base_name, terms = _licence(base)
+    front = ["---", *licence, f"base_model: {base_name}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    front += ["tags:", "- flux", "- srpo", *(["- lora"] if form != "full" else []), "---"]
+    words = config["signal"].get("words", {})
+    parts = [
+        "\n".join(front),
+        f"# {run.name}",
+        f"{base_name}, fine-tuned by SRPO ([arXiv 2509.06942](https://arxiv.org/abs/2509.06942)) with SRPO Studio, as "
+        f"{_when(update)}: {FORMS[form]}, {dtype}.",
+        "## Load it\n\n```python\n" + _usage(run, form, base_name) + "\n```",
+        "## Recipe\n\n" + _table(("setting", "value"), _recipe(config, words)),
+        "## Figures\n\n" + _figures(run, update),
+        f"## Licences\n\n{terms} The method is by the authors of SRPO (Tencent Hunyuan). Its prompts and its reward "
+        "have terms of their own: check those before you publish what was made with them.",
+        "<details><summary>Every setting, and the versions it ran with</summary>\n\n```json\n"
+        + json.dumps({"config": config, "environment": run.environment()}, indent=2, ensure_ascii=False)
+        + "\n```\n\n</details>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _licence(base: str) -> tuple[list[str], str, str]:
+    """Lines for the front matter, the base's public name, and a sentence on its terms, as far as its name tells."""
+    if "flux.1-dev" in base.casefold():
+        lines = ["license: other", "license_name: flux-1-dev-non-commercial-license"]
+        lines.append("license_link: https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md")
+        terms = (
+            "These weights derive from FLUX.1-dev and stay under the FLUX.1 [dev] Non-Commercial License of Black "
+            "Forest Labs: non-commercial use, outputs reviewed or filtered and disclosed as made by AI, and its notice "
+            "passed on with the weights."
+        )
+        return lines, "black-forest-labs/FLUX.1-dev", terms
+    if Path(base).parent.name == "miniature":
+        return ["license: apache-2.0"], "FLUX miniature (SRPO Studio)", "Base model and weights: Apache-2.0."
+    name = Path(base).name
+    return ["license: other"], name, f"These weights derive from {name} and stay under its licence: name it here."
+
+
+def _usage(run: RunFolder, form: str, base: str) -> str:
+    if form == "full":
+        return (
+            "import torch\nfrom diffusers import FluxPipeline, FluxTransformer2DModel\n\n"
+            'transformer = FluxTransformer2DModel.from_pretrained("transformer")\n'
+            f'pipe = FluxPipeline.from_pretrained("{base}", transformer=transformer)'
+        )
+    name = LORA_NAME if form == "lora" else f"{run.name}.safetensors"
+    return (
+        "from diffusers import FluxPipeline\n\n"
+        f'pipe = FluxPipeline.from_pretrained("{base}")\npipe.load_lora_weights(".", weight_name="{name}")'
+    )
+
+
+def _recipe(config: Mapping[str, Any], words: Mapping[str, Any]) -> list[tuple[str, object]]:
+    objective, signal = config["objective"], config["signal"]
+    rows = [
+        ("updates", config["updates"]),
+        ("prompts per update", config["prompts_per_update"]),
+        ("learning rate", config["lr"]),
+        ("trained weights", config.get("weights", "full")),
+        ("pixels", f"{objective['width']} x {objective['height']}"),
+        ("rollout", f"{objective['rollout_steps']} steps, guidance {objective['rollout_guidance']}"),
+        ("noise levels", ", ".join(f"{name} {value}" for name, value in objective["levels"].items())),
+        ("inversion branch", "yes" if objective["inversion"] else "no"),
+        ("hinge", objective["hinge"]),
+        ("signal", signal["form"]),
+        ("positive words", ", ".join(words.get("positive", ()))),
+        ("negative words", ", ".join(words.get("negative", ()))),
+        ("reward", Path(str(config["reward"])).name),
+        ("prompts", Path(str(config["prompts"])).name),
+        ("seed", config["seed"]),
+    ]
+    return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+def _figures(run: RunFolder, update: int | None) -> str:
+    """The validation before training and at the exported weights; a sentence where there was none."""
+    records = run.validation()
+    if not records:
+        return "This run was not validated: nothing was measured but its own objective."
+    last = records[-1].update if update is None else update
+    chosen = {record.update: record for record in records if record.update in (records[0].update, last)}
+    if last not in chosen:
+        chosen[records[-1].update] = records[-1]
+    names = dict.fromkeys(name for record in chosen.values() for name in record.scores)
+
+    def cell(record: Any, name: str) -> str:
+        if name not in record.scores:
+            return "-"
+        low, high = record.intervals.get(name, (None, None))
+        interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
+        return f"{record.scores[name]:.4g}{interval}"
+
+    heads = ["score", *("before training" if update == 0 else f"update {update}" for update in chosen)]
+    rows = [(name, *(cell(record, name) for record in chosen.values())) for name in names]
+    return (
+        _table(heads, rows)
+        + "\n\nMeans over the run's fixed validation prompts and seeds, 95 % intervals where measured; none of these "
+        "scores is trained on. They choose the best checkpoint, so they flatter it a little."
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(heads), line(["---"] * len(heads)), *(line(row) for row in rows)])
+
+
+def _when(update: int | None) -> str:
+    return "its end" if update is None else f"update {update}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 2 with one sentence for what cannot be exported."""
+    parser = argparse.ArgumentParser(prog="python -m srpo.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--form", choices=FORMS, help="default: the form the run was trained in")
+    parser.add_argument("--update", type=int, help="a checkpoint's update instead of the finished weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    options = parser.parse_args(arguments)
+    try:
+        run = RunFolder.open(options.run)
+        form = options.form or forms_of(run)[0]
+        print(export(run, form, update=options.update, dtype=options.dtype))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

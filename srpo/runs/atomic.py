@@ -1,0 +1,85 @@
+"""Files and folders that appear whole or not at all, even when the process is killed or the power fails."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY = ".tmp"  # how the names of unfinished files and folders end; no finished one's does
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replaces the file's content by `text` in one step.
+
+    durable=False does not wait for the disk: after a power failure the file may be the old one, or empty.
+    """
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=durable)
+
+
+def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Replaces the file by what `write(temporary path)` writes, in one step. The old file stays where that fails."""
+    temporary = _temporary(path)
+    try:
+        write(temporary)
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        _sync(path.parent)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Makes the new folder from what `write(temporary folder)` puts there, in one step.
+
+    FileExistsError where the folder is there already.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes the folder, if there is one. It is gone in one step; a kill leaves at most a temporary one."""
+    doomed = _temporary(path)
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed processes left unfinished in the folder. Nobody may be writing there meanwhile."""
+    for left in folder.glob(f"*{TEMPORARY}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A sibling, so that the rename stays on one file system; no two writers, threads included, share one."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,29 @@
+"""A bounded cache of tensors: what is costly to make and needed again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+
+
+class TensorCache:
+    """Remembers tensors up to a number of bytes; what was used longest ago goes first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of that key, made where it is not remembered. It stays whatever its size until the next one."""
+        if key not in self._tensors:
+            self._tensors[key] = make()
+        self._tensors.move_to_end(key)
+        while len(self._tensors) > 1 and self.nbytes > self.max_bytes:
+            self._tensors.popitem(last=False)
+        return self._tensors[key]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors.values())

@@ -1,0 +1,210 @@
+"""The trainer: for each loss, backward; then clip, step, log. It is the same for every objective.
+
+Everything random in an update comes from one generator, seeded by (seed, update). So the place of a run in its random
+stream is its update number, and a resumed run continues the very run that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srpo.objectives.base import Loss, Objective, Rollout
+from srpo.policies.base import TrainablePolicy
+from srpo.rewards.base import Reward
+from srpo.runs import UpdateRecord
+from srpo.training.config import TrainConfig
+from srpo.training.distributed import World, kept_whole, like, whole
+from srpo.training.numerics import make_optimizer
+from srpo.training.offline import OfflinePictures
+from srpo.training.order import prompts_of_update, update_generator
+from srpo.training.validation import Validation
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a score or the gradient became NaN or infinite. The weights are still those of the update before."""
+
+    def __init__(self, message: str, update: int, prompts: Sequence[str]) -> None:
+        super().__init__(message)
+        self.update = update  # the one that was given up
+        self.prompts = list(prompts)
+
+
+class Trainer:
+    """A policy in training: `updates` yields one record per update, `state_dict` is what a resumed run needs.
+
+    With several processes each has a trainer of its own, and all of them call the same methods together.
+    """
+
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        objective: Objective,
+        reward: Reward,
+        prompts: Sequence[str],
+        config: TrainConfig,
+        *,
+        offline: OfflinePictures | None = None,
+        validation: Validation | None = None,
+        world: World | None = None,
+    ) -> None:
+        """ValueError where weights do not fit `config.numerics`, or an update's prompts do not fit the processes."""
+        self.policy, self.objective, self.reward = policy, objective, reward
+        self.prompts, self.config = prompts, config
+        self.offline, self.validation = offline, validation
+        self.world = world or World()
+        if config.prompts_per_update % self.world.size:
+            raise ValueError(
+                f"{config.prompts_per_update} prompts per update cannot be shared by {self.world.size} processes: "
+                f"set prompts_per_update to a multiple of {self.world.size}"
+            )
+        self.parameters = policy.parameters()
+        self.optimizer = make_optimizer(self.parameters, config)
+        self.update = 0  # the last finished one
+        self._kept: Rollout | None = None  # with updates_per_rollout above 1: what later updates draw levels for
+
+    def updates(self) -> Iterator[UpdateRecord]:
+        """Runs the updates that are left, one record per asked for.
+
+        NonFiniteError before an update that would spoil the weights.
+        """
+        while self.update < self.config.updates:
+            yield self.run_update()
+
+    def run_update(self) -> UpdateRecord:
+        """The record of one update. What interrupts it leaves the weights as they were before."""
+        start, update = time.perf_counter(), self.update + 1
+        generator = update_generator(self.config.seed, update)
+        self.optimizer.zero_grad(set_to_none=True)
+        rollout = self._rollout(update, generator)
+
+        total, records = 0.0, []
+        for loss in self.objective.losses(self.policy, rollout, self.reward, generator, update):
+            total += self._backward(loss, update, rollout.prompts)
+            records.append(loss.record)
+
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)))
+        self._require_finite({"the gradient's norm": norm}, update, rollout.prompts)
+        self.optimizer.step()
+        self.update = update
+        scores = self.world.mean(_means(records) | {"loss": total})
+        mean_loss = scores.pop("loss")
+        scores |= {"clip_norm": self.config.clip_norm, "clipped": float(norm > self.config.clip_norm)}
+        return UpdateRecord(update, mean_loss, norm, self.config.lr, time.perf_counter() - start, scores)
+
+    # What a run folder keeps
+
+    @property
+    def weights_name(self) -> str:
+        """The file name under which others expect such weights."""
+        return self.policy.weights_name
+
+    @property
+    def weights_metadata(self) -> dict[str, str]:
+        """What belongs into the header of that file."""
+        return self.policy.weights_metadata
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, by name, whole, on the CPU, in the precision it is trained in."""
+        return whole(self.policy.trained_weights())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Puts back what `weights` gave. KeyError where a name is missing."""
+        with torch.no_grad():
+            for name, weight in self.policy.trained_weights().items():
+                weight.copy_(like(weights[name].to(weight.dtype), weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the place in the run; the weights are saved beside it."""
+        state = {"update": self.update, "seed": self.config.seed, "optimizer": whole(self.optimizer.state_dict())}
+        if self._kept is not None and self._keeps_rollout(self.update + 1):
+            parts = self.world.gather(whole((list(self._kept.prompts), self._kept.x0, self._kept.noise)))
+            prompts, x0, noise = zip(*parts, strict=True)
+            state["rollout"] = {"prompts": list(chain(*prompts)), "x0": torch.cat(x0), "noise": torch.cat(noise)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a run where `state_dict` left it. ValueError for another seed's run."""
+        if state["seed"] != self.config.seed:
+            raise ValueError(f"the checkpoint was made with seed {state['seed']}, not {self.config.seed}")
+        self.optimizer.load_state_dict(state["optimizer"])
+        for index, values in state["optimizer"]["state"].items():  # it cast the moments to the weights' precision
+            weight = self.parameters[index]
+            moments = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            back = {name: _as_moment(value, weight) for name, value in moments.items()}
+            self.optimizer.state[weight].update(back)
+        self.update = state["update"]
+        self._kept = None
+        if rollout := state.get("rollout"):
+            own = self.world.shard.part(len(rollout["prompts"]) // self.world.size)
+            x0, noise = (rollout[name][own].to(self.policy.device) for name in ("x0", "noise"))
+            prompts = rollout["prompts"][own]
+            self._kept = Rollout(prompts, self.policy.encode_prompts(prompts), x0, noise)
+
+    # An update's parts
+
+    def _rollout(self, update: int, generator: torch.Generator) -> Rollout:
+        """This process's part of the pictures that an update noises again: new, or kept from the update before."""
+        if self._keeps_rollout(update) and self._kept is not None:
+            return self._kept
+        with kept_whole(self.policy.transformer):
+            self._kept = self._new_rollout(update, generator)
+        return self._kept
+
+    def _keeps_rollout(self, update: int) -> bool:
+        """True where the update takes the rollout of the one before it."""
+        return (update - 1) % self.config.updates_per_rollout != 0
+
+    def _new_rollout(self, update: int, generator: torch.Generator) -> Rollout:
+        number = (update - 1) // self.config.updates_per_rollout + 1
+        count, seed = self.config.prompts_per_update, self.config.seed
+        own = self.world.shard.part(count // self.world.size)
+        until = self.config.offline.until
+        if self.offline is not None and (until is None or update <= until):
+            captions, x0, noise = self.offline.latents(self.policy, seed, number, count, own)
+            cond = self.policy.encode_prompts(captions)
+            return self.objective.offline_rollout(captions, cond, x0, noise, generator)
+        prompts = prompts_of_update(self.prompts, seed, number, count)[own]
+        return self.objective.rollout(self.policy, prompts, self.policy.encode_prompts(prompts), generator)
+
+    def _backward(self, loss: Loss, update: int, prompts: Sequence[str]) -> float:
+        """The loss's value, after its gradient was added."""
+        value = loss.value.item()
+        # The scores too, as a hinge hides an infinite reward from the loss.
+        self._require_finite({"the loss": value, **loss.record}, update, prompts)
+        loss.value.backward()
+        return value
+
+    def _require_finite(self, values: dict[str, float], update: int, prompts: Sequence[str]) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if not self.world.agree(bool(wrong)):
+            return
+        what = f"{wrong[0]} became {values[wrong[0]]}" if wrong else "a value of another process became NaN or infinite"
+        raise NonFiniteError(
+            f"{what} in update {update} (seed {self.config.seed}, prompts {list(prompts)}); "
+            f"the weights of update {update - 1} are kept: lower lr, or look at the reward and at these prompts",
+            update,
+            prompts,
+        )
+
+
+def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
+    """A copy of what an optimiser keeps of a weight, where and as the weight lies; a count stays on the CPU."""
+    return like(value.to(weight.device, copy=True), weight) if value.shape == weight.shape else value.clone()
+
+
+def _means(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of what the losses recorded, each weighted by its number of prompts."""
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for record in records:
+        for name in record.keys() - {"prompts"}:
+            sums[name] = sums.get(name, 0.0) + record[name] * record["prompts"]
+            weights[name] = weights.get(name, 0.0) + record["prompts"]
+    return {name: sums[name] / weights[name] for name in sorted(sums)}

@@ -1,0 +1,30 @@
+"""The options that name weights mean the same for the app and for the benchmarks."""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+
+from app.arguments import add_weights, as_arguments, weights
+from app.state import Options
+from srpo.miniature import paths
+
+
+def read(*arguments):
+    parser = argparse.ArgumentParser()
+    add_weights(parser)
+    return Options(**weights(parser.parse_args(arguments)))
+
+
+def test_another_model_comes_without_the_miniatures_own_weights(tmp_path):
+    own, other = read(), read("--model", str(tmp_path))
+    assert (own.srpo, own.reward, own.judge) == (paths.SRPO, paths.REWARD, paths.JUDGE)
+    assert (other.srpo, other.reward, other.judge) == (None, None, None)
+    assert own == Options()
+
+
+@pytest.mark.parametrize("named", [{}, {"text_tokens": 77}, {"device": "cuda:1"}, {"reward": None, "judge": None}])
+def test_options_written_as_words_are_read_as_the_same_options(tmp_path, named):
+    options = Options(model=tmp_path, srpo=tmp_path / "srpo", reward=tmp_path / "reward", judge=tmp_path / "judge")
+    options = replace(options, **named)
+    assert read(*as_arguments(options)) == options

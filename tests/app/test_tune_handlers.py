@@ -1,0 +1,327 @@
+"""The Fine-tune tab's handlers, called as plain functions."""
+
+import json
+import logging
+import time
+
+import pytest
+
+from app.services import finetune
+from app.services.requests import BadInput
+from app.state import Watching
+from app.tabs import finetune as tab
+from app.tabs.compare import UNEXPECTED
+from app.tabs.finetune import FILLED, FORM, OWN_FILE, TYPED, Handlers, Live
+from srpo.runs import RunFolder
+from tests.app.folders import checkpoint, make_run, pretend_to_run, record
+
+EMPTY = {name: None for name in FORM} | {"preset": "studio", "name": "", "more": "", "sinks": []}
+
+
+@pytest.fixture
+def do(unloaded, tmp_path):
+    return Handlers(unloaded(runs=tmp_path / "runs"))
+
+
+@pytest.fixture
+def root(do):
+    return do.tune.root
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The names of runs that were asked for; each appears as if its process had just begun."""
+    names = []
+
+    def start(root, name, preset, assignments, *, device):
+        names.append(name)
+        run = RunFolder.prepare(root / (name or "unnamed"))
+        pretend_to_run(run, time.time(), 0)
+        return run
+
+    monkeypatch.setattr(finetune, "start_run", start)
+    return names
+
+
+def form(**values):
+    return tuple((EMPTY | values)[name] for name in FORM)
+
+
+def live_of(output):
+    return Live(*output[-len(Live._fields) :])
+
+
+def changed(live):
+    """The names of the parts that are sent anew."""
+    return {name for name, value in live._asdict().items() if value is not tab.NOTHING_NEW.head and not is_skip(value)}
+
+
+def is_skip(value):
+    return isinstance(value, dict) and set(value) == {"__type__"}
+
+
+def test_a_start_shows_the_run_as_soon_as_it_has_begun(do, request_of, started):
+    watching = Watching()
+    before = time.monotonic()
+    *_, last = do.start(request_of(), watching, *form(name="mine"))
+    assert time.monotonic() - before < 20  # the training's own imports, once
+    live = live_of(last)
+    assert "Run mine started." in last[0] and last[1]["interactive"]
+    assert 'data-status="starting"' in live.head and live.run["value"] == "mine"
+    assert live.stop["interactive"] and not live.resume["interactive"]
+    assert watching.run == "mine" and started == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"updates": 0}, "whole number from 1"),
+        ({"lr": float("nan")}, "finite"),
+        ({"prompt_source": TYPED, "prompts": ""}, "no prompts"),
+        ({"prompt_source": TYPED, "prompts": None}, "no prompts"),
+        ({"prompt_source": OWN_FILE}, "No prompt file was chosen"),
+        ({"prompt_source": "/etc/passwd"}, "not among the ones offered"),
+        ({"model": "/nowhere"}, "There is no pipeline"),
+        ({"name": "a/b"}, "cannot be named"),
+        ({"more": "colour=blue"}, "no setting"),
+        ({"positive": ""}, "no positive"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_started(do, request_of, started, values, said):
+    *_, last = do.start(request_of(), Watching(), *form(**values))
+    assert said in last[0] and "failed" in last[0] and last[1]["interactive"]
+    assert changed(live_of(last)) == set() and started == []
+
+
+def test_a_file_that_is_no_text_is_one_sentence(do, request_of, started, tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    values = {"prompt_source": OWN_FILE, "prompt_file": str(tmp_path / "picture.png")}
+    *_, last = do.start(request_of(), Watching(), *form(**values))
+    assert "not UTF-8" in last[0] and started == []
+
+
+def test_a_second_click_while_the_first_is_at_work_starts_nothing(do, request_of, started):
+    first = do.start(request_of(), Watching(), *form(name="mine"))
+    next(first)
+    (second,) = do.start(request_of(), Watching(), *form(name="again"))
+    assert "at work already" in second[0] and is_skip(second[1])
+    list(first)
+    assert started == ["mine"]
+
+
+def test_a_defect_is_logged_and_leaves_a_usable_page(do, request_of, monkeypatch, caplog):
+    def fail(*arguments, **more):
+        raise RuntimeError("the sky fell")
+
+    monkeypatch.setattr(finetune, "start_run", fail)
+    with caplog.at_level(logging.ERROR):
+        *_, last = do.start(request_of(), Watching(), *form())
+    assert UNEXPECTED.split(";")[0] in last[0] and last[1]["interactive"] and "the sky fell" in caplog.text
+
+
+def test_a_new_page_finds_the_living_run_and_shows_all_of_it(do, root):
+    """What a page does after the app was killed and started again: within one look, every point, each once."""
+    run = make_run(root, "alive", updates=3, status="running")
+    pretend_to_run(run, time.time(), 3)
+    make_run(root, "younger", status="stopped")
+    began = time.monotonic()
+    live = do.look(Watching())
+    assert time.monotonic() - began < 5
+    assert live.run["value"] == "alive" and set(live.run["choices"]) == {"younger", "alive"}
+    assert "update 3 of 10" in live.head
+    lines = {line["name"]: line for chart in live.charts["charts"] for line in chart["lines"]}
+    assert lines["Difference"]["x"] == [1, 2, 3]
+    assert live.film["updates"] == [0, 3]
+
+
+def test_a_page_is_sent_only_what_it_does_not_show(do, root):
+    run, watching = make_run(root), Watching()
+    assert changed(do.look(watching)) >= {"run", "head", "charts", "film", "stop"}
+    assert changed(do.look(watching)) == set()
+    run.append_progress(record(4))
+    assert changed(do.look(watching)) == {"charts"}
+    run.write_state("finished", 4, updates=10)
+    assert changed(do.look(watching)) == {"head", "stop", "resume", "open", "checkpoint", "export_update"}
+    make_run(root, "second")
+    assert changed(do.look(watching)) == {"run"}
+    assert changed(do.look(Watching())) >= {"run", "head", "charts", "film", "stop"}  # another page
+
+
+def test_a_look_at_a_growing_run_costs_less_than_a_twentieth_of_its_second(do, root):
+    """One look a second, each with a new point on a long curve, and what Gradio makes of it for the browser."""
+    run, watching = make_run(root, updates=1000), Watching()
+    do.look(watching)
+    began, looks = time.process_time(), 10
+    for number in range(looks):
+        run.append_progress(record(1001 + number))
+        live = do.look(watching)
+        json.dumps([value for value in live if not is_skip(value)], default=str)
+        assert live.charts["charts"][1]["lines"][0]["x"][-1] == 1001 + number
+    assert (time.process_time() - began) / looks < 0.05
+
+
+def test_a_page_without_runs_says_how_to_have_one(do):
+    watching = Watching()
+    assert "Start one" in do.look(watching).head
+    assert changed(do.look(watching)) == set()
+
+
+def test_a_chosen_run_stays_although_a_younger_one_begins(do, root):
+    make_run(root, "first")
+    watching = Watching()
+    do.choose(watching, "first")
+    make_run(root, "second")
+    do.look(watching)
+    assert watching.run == "first"
+
+
+def test_a_run_that_goes_away_under_the_page_is_said_once(do, root):
+    import shutil
+
+    run, watching = make_run(root), Watching()
+    do.look(watching)
+    shutil.rmtree(run.path)
+    live = do.look(watching)
+    assert "gone" in live.head and live.run["choices"] == [] and live.run["value"] is None
+    assert "Start one" in do.look(watching).head
+    assert changed(do.look(watching)) == set()
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(do, root):
+    run = make_run(root)
+    (run.path / "progress.jsonl").write_text("no json\n" * 3)
+    live = do.look(Watching())
+    assert "cannot be read" in live.head and "line 1" in live.head
+
+
+def test_a_failed_run_says_why_even_where_it_never_had_settings(do, root):
+    run = RunFolder.prepare(root / "one")
+    run.write_state("failed", 0, "the reward is missing: set reward")
+    live = do.look(Watching())
+    assert 'data-status="failed"' in live.head and "the reward is missing" in live.head
+    assert live.resume["interactive"] and is_skip(live.export_form)
+
+
+def test_names_and_messages_are_text_and_never_markup(do, root):
+    run = make_run(root)
+    run.write_state("failed", 3, "<img src=x onerror=alert(1)>", updates=10)
+    assert "<img" not in do.look(Watching()).head
+
+
+def test_the_form_is_filled_by_a_preset_and_gives_back_the_same_run(do):
+    """What is filled in and sent back unchanged asks for the preset and nothing else."""
+    preset, *filled = do.open_page()
+    assert preset["value"] == "studio" and len(filled) == len(FILLED)
+    values = dict(zip(FILLED, filled, strict=True))
+    assert values["updates"] >= 1 and values["positive"].startswith("Natural-lighting\n")
+    assert "objective.rollout_steps=12" in values["more"] and "updates=" not in values["more"].split()
+    sent = {name: value for name, value in values.items() if name in FORM and not is_skip(value)}
+    asked = do.tune.check(do.read_form(*form(**sent)))
+    assert [line.split("=")[0] for line in asked] == ["model", "max_sequence_length", "reward", "validation.judge"]
+
+
+def test_an_unknown_preset_leaves_the_form(do):
+    assert all(is_skip(value) for value in do.fill("nothing of that name"))
+
+
+def test_the_chosen_prompts_show_their_field(do):
+    shown = {source: [field["visible"] for field in do.prompt_fields(source)] for source in (OWN_FILE, TYPED, "a set")}
+    assert shown == {OWN_FILE: [True, False], TYPED: [False, True], "a set": [False, False]}
+
+
+def test_start_says_what_it_will_do(do):
+    assert do.cost(15, 8)["value"] == "Start 15 updates of 8 prompts"
+    assert do.cost(None, 8)["value"] == "Start"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda do, request: list(do.resume(request, Watching()))[-1][0],
+        lambda do, request: list(do.extend(request, Watching("one"), 0))[-1][0],
+        lambda do, request: list(do.extend(request, Watching("one"), "ten"))[-1][0],
+        lambda do, request: list(do.go_back(request, Watching("one"), None))[-1][0],
+        lambda do, request: list(do.go_back(request, Watching("one"), 77))[-1][0],
+        lambda do, request: do.stop(request, Watching())[0],
+        lambda do, request: do.keep(Watching("one"), None),
+        lambda do, request: do.keep(Watching("one"), 5),
+        lambda do, request: do.copy(Watching())[0],
+        lambda do, request: do.ask_delete(Watching())[1],
+        lambda do, request: do.open_in_compare(Watching("one"))[0],
+        lambda do, request: do.export(Watching("one"), None, None, "float32")[0],
+        lambda do, request: do.export(Watching("one"), "full", "final", "float32")[0],
+        lambda do, request: do.compare([])[0],
+        lambda do, request: do.compare(None)[0],
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(do, root, request_of, act):
+    make_run(root)
+    said = act(do, request_of())
+    assert 'class="note failed"' in said and said.count(". ") <= 1 and UNEXPECTED not in said
+
+
+def test_deleting_asks_first_and_shows_another_run_after_it(do, root):
+    make_run(root, "one")
+    make_run(root, "two")
+    watching = Watching("two")
+    row, question = do.ask_delete(watching)
+    assert row["visible"] and "Delete the run two" in question
+    hidden, said, *live = do.delete(watching)
+    assert not hidden["visible"] and "Deleted the run two" in said
+    assert Live(*live).run["value"] == "one" and watching.run == "one"
+    _, _, *live = do.delete(watching)
+    assert Live(*live).film == {"updates": []} and Live(*live).charts["charts"] == []
+
+
+def test_open_in_compare_puts_the_run_on_one_side(do, root):
+    checkpoint(make_run(root), 3)
+    said, tabs, left, right = do.open_in_compare(Watching("one"))
+    assert is_skip(said) and tabs["selected"] == "compare"
+    assert (left["value"], right["value"]) == ("base", "run:one@3")
+    assert "run:one@3" in [identity for _, identity in right["choices"]]
+
+
+def test_the_settings_in_which_runs_differ_are_a_table_of_text(do, root):
+    make_run(root, "a", config={"note": "<b>bold</b>"})
+    make_run(root, "b")
+    _, charts, table, samples = do.compare(["a", "b"])
+    assert "&lt;b&gt;bold" in table and "<b>bold" not in table
+    assert charts["charts"] and samples["models"] == ["a, update 3", "b, update 3"]
+    assert samples["rows"][0]["pictures"][0].startswith("gradio_api/file=/")
+
+
+def test_a_page_beyond_the_loopback_has_no_such_tab(unloaded):
+    from app import ui
+
+    def functions(studio):
+        return {block.api_name for block in ui.build(studio).fns.values()}
+
+    here, public = functions(unloaded()), functions(unloaded(local_paths=False))
+    dangerous = {"start", "resume", "delete", "export", "measure", "extend", "go_back", "stop_1", "look"}
+    assert {"start", "delete", "export"} <= here
+    assert not dangerous & public
+
+
+def test_a_measurement_is_shown_while_it_runs_and_can_be_left(do, request_of, monkeypatch):
+    def measure(request, stop):
+        yield "Measuring"
+        stop.check()
+        yield "Still measuring"
+
+    monkeypatch.setattr(do.tune, "measure", measure)
+    steps = do.measure(request_of(), *form())
+    next(steps)
+    assert "Measuring" in next(steps)[0]
+    do.leave(request_of())
+    last = list(steps)[-1]
+    assert "stopped" in last[0] and last[1]["interactive"]
+
+
+def test_bad_input_to_a_measurement_is_one_sentence(do, request_of):
+    *_, last = do.measure(request_of(), *form(updates=-1))
+    assert "failed" in last[0] and last[1]["interactive"]
+
+
+def test_without_a_run_nothing_is_assumed():
+    with pytest.raises(BadInput, match="choose one first"):
+        tab._shown(Watching())

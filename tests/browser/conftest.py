@@ -1,0 +1,74 @@
+"""Headless Chromium, the app, and pages that note whatever goes wrong in them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.app.serving import PATIENCE_S, make_options, served
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """Where the app runs on tiny weights."""
+    folder = tmp_path_factory.mktemp("browser")
+    with served(make_options(folder), folder / "log.txt") as (address, _):
+        yield address
+
+
+@pytest.fixture
+def open_page(chromium, address):
+    """Opens the app: `open_page(width, height, scheme)`; at the end of the test no page may have met a defect.
+
+    `before` is a script that runs before the page's own.
+    """
+    contexts, defects = [], []
+
+    def open_page(width=1440, height=900, scheme="light", before=""):
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE_S)
+        page.on("pageerror", lambda error: defects.append(str(error)))
+        page.on("console", lambda line: defects.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda request: defects.append(request.url) if is_foreign(request.url) else None)
+        if before:
+            page.add_init_script(before)
+        with page.expect_request(lambda request: '"trigger_id":0' in (request.post_data or "")):
+            page.goto(address)  # until the page itself asks its first question: by then all of it listens
+        return page
+
+    def is_foreign(url):
+        return not url.startswith((address, "data:", "blob:"))
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert defects == []
+
+
+@pytest.fixture
+def keep():
+    """Keeps a screenshot as an artefact of the run: `keep(page, name)`."""
+    ARTIFACTS.mkdir(exist_ok=True)
+
+    def keep(page, name):
+        page.wait_for_timeout(400)
+        page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+
+    return keep

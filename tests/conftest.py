@@ -1,0 +1,39 @@
+"""Settings and models that all tests share."""
+
+import os
+import tempfile
+
+# Before torch is imported: parallel processes with several threads each slow one another down many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may look anything up
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# The locks of devices: no test may wait for a run of the person at this machine, nor make that one wait.
+os.environ["SRPO_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="srpo-locks-")
+
+import pytest  # the models are imported where a fixture makes them: most tests start without diffusers
+
+
+@pytest.fixture
+def pipe():
+    """A tiny random FluxPipeline, new for every test that asks for one."""
+    from tests.tiny import tiny_flux_pipeline
+
+    return tiny_flux_pipeline()
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory):
+    """A folder with the tiny pipeline; tests read it and leave it as it is."""
+    from tests.tiny import save_tiny_flux
+
+    return save_tiny_flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A folder with the tiny CLIP; tests read it and leave it as it is."""
+    from tests.tiny import tiny_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    tiny_clip(folder)
+    return folder
