@@ -88,13 +88,15 @@ def test_of_fifty_starts_at_once_exactly_one_job_begins(tmp_path):
         "def start(number):\n"
         "    try:\n"
         f"        start_run({str(tmp_path / 'runs')!r}, f'{{sys.argv[1]}}-{{number}}')\n"
-        "        print('started', flush=True)\n"
+        "        said.append('started')\n"
         "    except Busy as error:\n"
         "        assert 'is in use by run' in str(error), error\n"
-        "        print('refused', flush=True)\n"
+        "        said.append('refused')\n"
+        "said = []\n"  # printed at the end: threads that print at once mix up their lines
         "threads = [threading.Thread(target=start, args=(number,)) for number in range(10)]\n"
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()\n"
+        "print(*said)\n"
     )
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     others = [
