@@ -17,15 +17,15 @@ from srpo.runs.records import BestRecord, UpdateRecord, ValidationRecord
 MAX_POINTS = 2000  # of one line, as drawn
 MAX_MARKS = 20  # of one chart
 BRANCHES = ("denoise", "inversion")
-# What the page calls a score of the validation; others keep the name they have in the record.
-VALIDATION_NAMES = {
-    "photo": "Judged photo",
-    "content": "Content right",
-    "saturation": "Saturation",
-    "clipped": "Clipped pixels",
-    "sharpness": "Sharpness",
-    "diversity": "Diversity",
-    "reward": "Another reward",
+# What the page calls a score of the validation, and what to look for in it; others keep their name in the record.
+VALIDATION = {
+    "photo": ("judged photo", "The share that the judge takes for photos."),
+    "content": ("content right", "The share that shows what its prompt asks for."),
+    "reward": ("another reward", "What a model says that is not trained on."),
+    "saturation": ("saturation", "Rises where a run turns garish."),
+    "clipped": ("clipped pixels", "Rises where light and shade lose their detail."),
+    "sharpness": ("sharpness", "Falls where surfaces turn smooth and oily."),
+    "diversity": ("diversity", "Falls where all pictures take on one look."),
 }
 
 
@@ -62,7 +62,7 @@ class Chart:
     hint: str  # what to look for, in a sentence
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
-    wide: bool = False
+    small: bool = False  # three in a row, not two
 
 
 class Columns:
@@ -100,14 +100,6 @@ def training_charts(
 
     charts = (
         Chart(
-            "validation",
-            "Validation, by scores the run does not train on",
-            "The same prompts and seeds each time: here a run shows that it improves, and where it begins to spoil.",
-            _validation_lines(validations),
-            marks,
-            wide=True,
-        ),
-        Chart(
             "difference",
             "Positive − negative score",
             "The relative preference that SRPO raises.",
@@ -124,6 +116,10 @@ def training_charts(
                 line("Prompt alone (raw)", log.mean("plain"), 4, dash="dot"),
             ),
             marks,
+        ),
+        *(
+            _validation_chart(score, (_validation_line(score, "Mean", 3, validations),), marks)
+            for score in _validated(validations)
         ),
         Chart(
             "loss",
@@ -162,12 +158,11 @@ def comparison_charts(
             _validation_line(score, name, number, validations)
             for number, (name, (_, validations)) in enumerate(runs.items())
         ]
-        return Chart(f"validation-{score}", f"Validation: {_named(score)}", "Not trained on.", tuple(lines))
+        return _validation_chart(score, tuple(lines))
 
-    scores = dict.fromkeys(name for _, validations in runs.values() for record in validations for name in record.scores)
     return _filled(
         (
-            *map(validation, scores),
+            *map(validation, _validated([record for _, validations in runs.values() for record in validations])),
             overlay("difference", "Positive − negative score", "What SRPO raises.", lambda log: log.mean("difference")),
             overlay("raw", "Score of the prompt alone (raw)", "Flat in a good run.", lambda log: log.mean("plain")),
             overlay("loss", "Loss", "Of both branches.", lambda log: log.field("loss")),
@@ -198,13 +193,15 @@ def _line(name: str, x: np.ndarray, y: np.ndarray, colour: int, **more: object) 
     return Line(name, x.tolist(), _numbers(y), colour, **more)
 
 
-def _validation_lines(validations: Sequence[ValidationRecord]) -> tuple[Line, ...]:
-    names = dict.fromkeys(name for record in validations for name in record.scores)
-    return tuple(_validation_line(score, _named(score), colour, validations) for colour, score in enumerate(names))
+def _validated(validations: Sequence[ValidationRecord]) -> list[str]:
+    """The names of all their scores, in the order in which they come."""
+    return list(dict.fromkeys(name for record in validations for name in record.scores))
 
 
-def _named(score: str) -> str:
-    return VALIDATION_NAMES.get(score, score)
+def _validation_chart(score: str, lines: tuple[Line, ...], marks: tuple[Mark, ...] = ()) -> Chart:
+    """A small chart of one score, as each has a scale of its own."""
+    name, hint = VALIDATION.get(score, (score, "Not trained on."))
+    return Chart(f"validation-{score}", f"Validation: {name}", hint, lines, marks, small=True)
 
 
 def _validation_line(score: str, name: str, colour: int, validations: Sequence[ValidationRecord]) -> Line:
@@ -243,7 +240,7 @@ def _filled(charts: Sequence[Chart]) -> tuple[Chart, ...]:
     for chart in charts:
         lines = tuple(line for line in chart.lines if any(value is not None for value in line.y))
         if lines:
-            kept.append(Chart(chart.key, chart.title, chart.hint, lines, chart.marks, chart.wide))
+            kept.append(Chart(chart.key, chart.title, chart.hint, lines, chart.marks, chart.small))
     return tuple(kept)
 
 

@@ -43,11 +43,29 @@ class Options:
         return self.model.resolve() == paths.FLUX.resolve()
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """How a run is to go on."""
+
+    run: str
+    updates: int | None = None  # a new total
+    from_update: int | None = None  # the checkpoint to go back to
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A run that does not go on by itself, as not all is as it was when it began."""
+
+    asked: Resumption
+    changes: tuple[str, ...]  # a phrase for each
+
+
 @dataclass
 class Watching:
     """What a page of one visitor shows of training by now, so that only what has changed is sent."""
 
     run: str | None = None
+    refusal: Refusal | None = None  # until it is overruled
     shown: dict[str, object] = field(default_factory=dict)  # by part of the page
 
     def is_new(self, part: str, value: object) -> bool:

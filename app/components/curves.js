@@ -57,15 +57,16 @@ function layout(chart, colours, run) {
   const axis = { gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.grid, automargin: true };
   const marks = chart.marks.map((mark) => ({ ...mark, colour: mark.kind === "warning" ? colours.warning : colours.ink }));
   return {
-    autosize: true, height: window.innerWidth < 640 ? 240 : 260, margin: { l: 8, r: 10, t: 24, b: 8 },
+    autosize: true, height: chart.small ? 190 : 260, margin: { l: 8, r: 10, t: 24, b: 8 },
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "x unified",
     font: { family: colours.font, size: 12, color: colours.soft },
     hoverlabel: { bgcolor: colours.paper, bordercolor: colours.grid, font: { color: colours.ink } },
-    legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", font: { color: colours.ink } },
+    // By the container's lower edge: its room is reserved beyond the axis, however many rows it takes.
+    legend: { orientation: "h", xref: "container", x: 0, yref: "container", y: 0, yanchor: "bottom", font: { color: colours.ink } },
     showlegend: chart.lines.length > 1,
     uirevision: run,
-    xaxis: { ...axis, title: { text: "update", standoff: 6 }, dtick: Math.max(...xs) <= 10 ? 1 : null, hoverformat: ",d",
-      uirevision: run },
+    xaxis: { ...axis, dtick: Math.max(...xs) <= 10 ? 1 : null, hoverformat: ",d",
+      autorangeoptions: { include: [0, 1] }, uirevision: run },
     yaxis: { ...axis, type: log ? "log" : "linear", uirevision: run + (log ? " log" : ""),
       title: view.log && !above ? { text: "linear: some values ≤ 0", font: { size: 11 } } : undefined },
     shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, yref: "paper", y0: 0, y1: 1,
@@ -85,7 +86,7 @@ function figure(chart) {
     place.lastChild.className = "plot";
     place.lastChild.setAttribute("role", "img");
   }
-  place.classList.toggle("wide", chart.wide);
+  place.classList.toggle("small", chart.small);
   place.querySelector("b").textContent = chart.title;
   place.querySelector("small").textContent = chart.hint;
   const last = chart.lines.map((line) => line.name + " " + line.y.findLast((y) => y !== null));

@@ -26,7 +26,7 @@ from app.services.pictures import PictureStore
 from app.services.requests import BadInput, sentence
 from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
-from app.state import Options
+from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
 from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
@@ -119,10 +119,10 @@ class FineTune:
         return found
 
     def prompt_sets(self) -> list[tuple[str, Path]]:
-        """(label, file) of the prompts that come with the app and fit its model."""
+        """(label, file) of the prompts that come with the app and fit its model; a label ends in their number."""
         root = paths.REPOSITORY / "assets" / "prompts" if is_full_size(self.options.model) else paths.ROOT / "prompts"
         files = sorted(file for file in root.glob("*.txt") if file.stem != "test")  # those are for measuring
-        return [(f"{file.stem} ({len(file.read_text(encoding='utf-8').splitlines())} prompts)", file) for file in files]
+        return [(f"{file.stem} ({len(file.read_text(encoding='utf-8').splitlines())})", file) for file in files]
 
     def prompts_of(self, path: str) -> tuple[Path | None, str]:
         """(the built-in set to take for it, or None; else the text of prompts that were once written here).
@@ -225,34 +225,45 @@ class FineTune:
                 return run
         return None
 
-    def stop(self, name: str) -> None:
-        """Asks the run to save and end; returns at once. One that does not is ended after ten seconds."""
+    def stop(self, name: str) -> bool:
+        """True where the run was asked to save and end; returns at once. One that does not is ended after ten seconds.
+
+        False where nothing works on it.
+        """
         run = self._run(name)
         try:
-            request_stop(run)
+            if request_stop(run) is None:
+                return False
         except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
         threading.Thread(target=_see_it_end, args=(run,), name=f"stop {run.name}", daemon=True).start()
+        return True
 
     def resume(
-        self, name: str, stop: StopFlag, updates: int | None = None, from_update: int | None = None
-    ) -> Iterator[str | RunFolder]:
+        self, asked: Resumption, stop: StopFlag, *, despite_changes: bool = False
+    ) -> Iterator[str | RunFolder | Refusal]:
         """Messages while pictures are under way, then the run, going on.
 
-        updates: a new total. from_update: the checkpoint to go back to; what came later is forgotten.
+        Where versions or files are not what they were, a refusal instead, before anything is started.
         """
-        run, device = self._run(name), self.options.device
-        yield from self._begin(lambda: resume_run(run, updates, from_update, device=device), stop)
+        run, device = self._run(asked.run), self.options.device
+        if not despite_changes and (changes := self._changes(run)):
+            yield Refusal(asked, tuple(changes))
+            return
+
+        def begin() -> RunFolder:
+            return resume_run(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
+
+        yield from self._begin(begin, stop)
         self._track(run, _tracked(run))
         yield run
 
-    def extend(self, name: str, by: int, stop: StopFlag) -> Iterator[str | RunFolder]:
-        """As `resume`, with `by` more updates than were planned."""
+    def planned(self, name: str) -> int:
+        """How many updates the run is to have."""
         try:
-            planned = int(self._run(name).config()["updates"])
+            return int(self._run(name).config()["updates"])
         except ValueError as error:
             raise BadInput(sentence(error)) from None
-        return self.resume(name, stop, updates=planned + by)
 
     def what_deleting_takes(self, name: str) -> str:
         """The question before a run is deleted."""
@@ -348,6 +359,16 @@ class FineTune:
     def _run(self, name: str) -> RunFolder:
         try:
             return self.book.reader(name).run
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
+
+    def _changes(self, run: RunFolder) -> list[str]:
+        """What is not as it was when the run began; nothing of a run that never has, which is refused as such."""
+        from srpo.training.config import config_from_dict
+        from srpo.training.continuity import changes_since
+
+        try:
+            return [] if run.is_new() else changes_since(run, config_from_dict(run.config()))
         except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
 

@@ -17,19 +17,20 @@ from app.components.curves import curves, curves_value
 from app.components.film import film, film_value
 from app.components.grid_table import grid_table, samples_value
 from app.components.note import note_html
-from app.services.device import RULE, AlreadyRunning, Stopped
+from app.services.device import RULE, StopFlag, Stopped
 from app.services.finetune import Comparison, Cost, said_s
 from app.services.models import BASE
 from app.services.requests import BadInput, parse, whole
 from app.services.run_view import RunView
 from app.services.studio import Studio
 from app.services.training_requests import MAX_UPDATES, TrainRequest, lines_of, read_prompt_file
-from app.state import Watching
+from app.state import Refusal, Resumption, Watching
 from app.tabs.compare import UNEXPECTED, visitor
 
 log = logging.getLogger(__name__)
 
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
+ASKING, GOING_ON = "training", "resume"  # what a page may be at work on, each with a Stop of its own
 FINAL = "final"  # beside the checkpoints
 SINKS = [("TensorBoard", "tensorboard"), ("Trackio", "trackio")]
 # The settings that have a field of their own; all others are lines of text.
@@ -87,6 +88,8 @@ class Live(NamedTuple):
     checkpoint: Any
     export_form: Any
     export_update: Any
+    refusal: Any  # the row that offers to go on all the same
+    changes: Any
 
 
 NOTHING_NEW = Live(*[gr.skip()] * len(Live._fields))
@@ -110,9 +113,9 @@ class Handlers:
             return self.show(watching, shown.name if shown else None)
         return self.show(watching, watching.run)
 
-    def choose(self, watching: Watching, chosen: str | None) -> Live:
-        """The run that the visitor has picked."""
-        return self.show(watching, chosen or None)
+    def choose(self, watching: Watching, chosen: str | None) -> tuple:
+        """(note, then LIVE): the run that the visitor has picked."""
+        return "", *self.show(watching, chosen or None)
 
     def show(self, watching: Watching, name: str | None) -> Live:
         """The run of that name, as far as the page does not show it yet; the picker with every run there is."""
@@ -130,6 +133,10 @@ class Handlers:
             live = live._replace(head=note_html("No run yet. Start one: its curves and pictures appear here.", "idle"))
         if watching.is_new("run", (names, watching.run)):
             live = live._replace(run=gr.update(choices=names, value=watching.run))
+        refusal = watching.refusal if watching.refusal and watching.refusal.asked.run == watching.run else None
+        if watching.is_new("refusal", refusal):
+            said = refusal_html(refusal) if refusal else ""
+            live = live._replace(refusal=gr.update(visible=refusal is not None), changes=said)
         return live
 
     def _run(self, watching: Watching, name: str) -> Live:
@@ -159,78 +166,108 @@ class Handlers:
             live = live._replace(export_form=gr.update(choices=forms, value=forms[0][1]))
         return live
 
-    # Starting
+    # Starting, and what a start will cost
 
     def start(self, request: gr.Request, watching: Watching, *form: object) -> Iterator[tuple]:
-        """(note, Start, then LIVE) at each step: the run is shown as soon as it has begun."""
+        """(note, Start, Measure, Stop, then LIVE) at each step: the run is shown as soon as it has begun."""
 
-        def begin(stop: Any) -> Iterator:
-            return self.tune.start(self.read_form(*form), stop)
+        def show(run: Any) -> tuple:
+            watching.shown.clear()
+            return note_html(f"Run {run.name} started.", "ready"), *self.show(watching, run.name)
 
-        yield from self._begin(request, watching, begin, "start")
-
-    def resume(self, request: gr.Request, watching: Watching) -> Iterator[tuple]:
-        """(note, Start, then LIVE): the run that is shown goes on from its last checkpoint."""
-        yield from self._begin(request, watching, lambda stop: self.tune.resume(_shown(watching), stop), "resume")
-
-    def extend(self, request: gr.Request, watching: Watching, by: object) -> Iterator[tuple]:
-        """(note, Start, then LIVE): the run goes on beyond its planned end."""
-
-        def begin(stop: Any) -> Iterator:
-            return self.tune.extend(_shown(watching), _whole("The number of further updates", by), stop)
-
-        yield from self._begin(request, watching, begin, "resume")
-
-    def go_back(self, request: gr.Request, watching: Watching, update: object) -> Iterator[tuple]:
-        """(note, Start, then LIVE): the run goes on from an earlier checkpoint; what came later is forgotten."""
-
-        def begin(stop: Any) -> Iterator:
-            return self.tune.resume(_shown(watching), stop, from_update=_checkpoint(update))
-
-        yield from self._begin(request, watching, begin, "resume")
-
-    def _begin(
-        self, request: gr.Request, watching: Watching, begin: Callable[[Any], Iterator], job: str
-    ) -> Iterator[tuple]:
-        try:
-            with self.studio.jobs.flag(visitor(request, "training")) as stop:
-                yield note_html("Checking …", "loading"), gr.update(interactive=False), *NOTHING_NEW
-                for step in begin(stop):
-                    if isinstance(step, str):
-                        yield note_html(step, "loading"), gr.skip(), *NOTHING_NEW
-                        continue
-                    words = "started" if job == "start" else "goes on"
-                    watching.shown.clear()
-                    said = note_html(f"Run {step.name} {words}.", "ready")
-                    yield said, gr.update(interactive=True), *self.show(watching, step.name)
-        except Stopped:
-            yield note_html("Nothing was started.", "idle"), gr.update(interactive=True), *NOTHING_NEW
-        except AlreadyRunning as error:
-            yield note_html(str(error), "failed"), gr.skip(), *NOTHING_NEW
-        except ValueError as error:
-            yield note_html(str(error), "failed"), gr.update(interactive=True), *NOTHING_NEW
-        except Exception:
-            log.exception("A run could not be started.")
-            yield note_html(UNEXPECTED, "failed"), gr.update(interactive=True), *NOTHING_NEW
+        for said, *live in self._work(request, ASKING, lambda stop: self.tune.start(self.read_form(*form), stop), show):
+            yield said, *_busy(True), *live
 
     def measure(self, request: gr.Request, *form: object) -> Iterator[tuple]:
-        """(note, Measure): what such a run will take, measured."""
+        """(note, Start, Measure, Stop) at each step: what such a run will take, measured."""
+
+        def show(cost: Cost) -> tuple:
+            return note_html(cost.said(), "ready"), *NOTHING_NEW
+
+        def begin(stop: StopFlag) -> Iterator:
+            return self.tune.measure(self.read_form(*form), stop)
+
+        for said, *_ in self._work(request, ASKING, begin, show, stopped="The measurement was stopped."):
+            yield said, *_busy(True)
+
+    def asked(self, request: gr.Request) -> tuple:
+        """(Start, Measure, Stop) given back, unless the page is at work: a second press ends before the work does."""
+        return (gr.skip(),) * 3 if self.studio.jobs.is_running(visitor(request, ASKING)) else _busy(False)
+
+    def stop_asking(self, request: gr.Request) -> None:
+        """A measurement ends, or a start that still waits."""
+        self.studio.jobs.stop(visitor(request, ASKING))
+
+    # Going on
+
+    def resume(self, request: gr.Request, watching: Watching) -> Iterator[tuple]:
+        """(note, then LIVE) at each step: the run that is shown goes on from its last checkpoint."""
+        yield from self._go_on(request, watching, lambda: Resumption(_shown(watching)))
+
+    def extend(self, request: gr.Request, watching: Watching, by: object) -> Iterator[tuple]:
+        """(note, then LIVE) at each step: the run goes on beyond its planned end."""
+
+        def read() -> Resumption:
+            more = _whole("The number of further updates", by)
+            return Resumption(_shown(watching), updates=self.tune.planned(_shown(watching)) + more)
+
+        yield from self._go_on(request, watching, read)
+
+    def go_back(self, request: gr.Request, watching: Watching, update: object) -> Iterator[tuple]:
+        """(note, then LIVE) at each step: the run goes on from an earlier checkpoint; what came later is forgotten."""
+        yield from self._go_on(request, watching, lambda: Resumption(_shown(watching), from_update=_checkpoint(update)))
+
+    def overrule(self, request: gr.Request, watching: Watching) -> Iterator[tuple]:
+        """(note, then LIVE) at each step: the run goes on as was asked, although not all is as it was."""
+
+        def read() -> Resumption:
+            if watching.refusal is None or watching.refusal.asked.run != _shown(watching):
+                raise BadInput("Nothing was refused: choose Resume.")
+            return watching.refusal.asked
+
+        yield from self._go_on(request, watching, read, despite_changes=True)
+
+    def _go_on(
+        self, request: gr.Request, watching: Watching, read: Callable[[], Resumption], *, despite_changes: bool = False
+    ) -> Iterator[tuple]:
+        def begin(stop: StopFlag) -> Iterator:
+            return self.tune.resume(read(), stop, despite_changes=despite_changes)
+
+        def show(outcome: Any) -> tuple:  # the run, or a refusal
+            if isinstance(outcome, Refusal):
+                watching.refusal = outcome
+                return "", *self.show(watching, watching.run)
+            watching.refusal = None
+            watching.shown.clear()
+            return note_html(f"Run {outcome.name} goes on.", "ready"), *self.show(watching, outcome.name)
+
+        waiting = NOTHING_NEW._replace(stop=gr.update(interactive=True))
+        yield from self._work(request, GOING_ON, begin, show, waiting=waiting)
+        watching.shown.pop("buttons", None)  # Stop is as the run has it again, with the next look
+
+    def _work(
+        self,
+        request: gr.Request,
+        job: str,
+        begin: Callable[[StopFlag], Iterator],
+        show: Callable[[Any], tuple],
+        *,
+        waiting: Live = NOTHING_NEW,
+        stopped: str = "Nothing was started.",
+    ) -> Iterator[tuple]:
+        """(note, then LIVE) at each step of what `begin` yields: messages, and a result, which `show` makes such."""
         try:
-            with self.studio.jobs.flag(visitor(request, "training")) as stop:
-                yield note_html("Checking …", "loading"), gr.update(interactive=False)
-                for step in self.tune.measure(self.read_form(*form), stop):
-                    said = note_html(step.said(), "ready") if isinstance(step, Cost) else note_html(step, "loading")
-                    yield said, gr.skip()
-                yield gr.skip(), gr.update(interactive=True)
+            with self.studio.jobs.flag(visitor(request, job)) as stop:
+                yield note_html("Checking …", "loading"), *waiting
+                for step in begin(stop):
+                    yield (note_html(step, "loading"), *waiting) if isinstance(step, str) else show(step)
         except Stopped:
-            yield note_html("The measurement was stopped.", "idle"), gr.update(interactive=True)
-        except AlreadyRunning as error:
-            yield note_html(str(error), "failed"), gr.skip()
+            yield note_html(stopped, "idle"), *NOTHING_NEW
         except ValueError as error:
-            yield note_html(str(error), "failed"), gr.update(interactive=True)
+            yield note_html(str(error), "failed"), *NOTHING_NEW
         except Exception:
-            log.exception("A measurement failed.")
-            yield note_html(UNEXPECTED, "failed"), gr.update(interactive=True)
+            log.exception("What was asked of training failed.")
+            yield note_html(UNEXPECTED, "failed"), *NOTHING_NEW
 
     def read_form(self, *form: object) -> TrainRequest:
         """The request that the fields make. BadInput, one sentence, where one does not fit."""
@@ -307,18 +344,20 @@ class Handlers:
     # What else can be done with the run that is shown
 
     def stop(self, request: gr.Request, watching: Watching) -> tuple:
-        """(note, Stop): the run was asked to save and end, and a start that still waits to do so as well."""
-        self.studio.jobs.stop(visitor(request, "training"))
+        """(note, Stop): the run was asked to save and end; where it still waits to go on, it does not."""
+        self.studio.jobs.stop(visitor(request, GOING_ON))
         try:
-            self.tune.stop(_shown(watching))
+            if not self.tune.stop(_shown(watching)):
+                return gr.skip(), gr.skip()
         except ValueError as error:
             return note_html(str(error), "failed"), gr.skip()
         said = note_html("The run saves its state and ends; one that hangs is ended after ten seconds.", "loading")
         return said, gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed: a measurement ends, and a start that still waits. What runs goes on."""
-        self.studio.jobs.stop(visitor(request, "training"))
+        """The page was closed: a measurement ends, and what still waits to begin. What runs goes on."""
+        for job in (ASKING, GOING_ON):
+            self.studio.jobs.stop(visitor(request, job))
 
     def keep(self, watching: Watching, update: object) -> str:
         """A note: the checkpoint is kept."""
@@ -356,20 +395,21 @@ class Handlers:
             gr.update(choices=choices, value=identity),
         )
 
-    def export(self, watching: Watching, form: str | None, update: object, dtype: str) -> tuple:
-        """(note, download): the weights as others read them, with their card."""
+    def export(self, watching: Watching, form: str | None, update: object, dtype: str) -> Iterator[tuple]:
+        """(note, download) at each step: the weights as others read them, with their card."""
         try:
             which = None if update == FINAL else _checkpoint(update)
+            yield note_html("Exporting …", "loading"), gr.update(visible=False)
             folder, archive = self.tune.export(_shown(watching), str(form), which, dtype)
         except ValueError as error:
-            return note_html(str(error), "failed"), gr.update(visible=False)
+            yield note_html(str(error), "failed"), gr.update(visible=False)
         except Exception:
             log.exception("An export failed.")
-            return note_html(UNEXPECTED, "failed"), gr.update(visible=False)
-        where = f"Exported to {folder}" if self.studio.options.local_paths else "Exported"
-        return note_html(f"{where}.", "ready"), gr.update(
-            value=str(archive) if archive else None, visible=archive is not None
-        )
+            yield note_html(UNEXPECTED, "failed"), gr.update(visible=False)
+        else:
+            where = f"Exported to {folder}" if self.studio.options.local_paths else "Exported"
+            download = gr.update(value=str(archive) if archive else None, visible=archive is not None)
+            yield note_html(f"{where}.", "ready"), download
 
     # Several runs
 
@@ -422,6 +462,16 @@ def head_html(view: RunView) -> str:
     return "".join(parts)
 
 
+def refusal_html(refusal: Refusal) -> str:
+    """Why a run does not go on by itself, and what one can do."""
+    changes = "".join(f"<li>{html.escape(change)}</li>" for change in refusal.changes)
+    return (
+        f'<div class="banner" role="alert">{html.escape(refusal.asked.run)} would not be the same run, as not all is '
+        f"as it was when it began:<ul>{changes}</ul>Put that right and resume it, or copy its settings to a new run. "
+        "It can go on all the same: its folder will say so, and an exact repetition is no longer promised.</div>"
+    )
+
+
 def preset_html(preset: Any) -> str:
     """What a preset is, in a sentence, and folded away where it comes from and what to expect."""
     details = f"<details><summary>Source, cost, what to expect</summary><p>{html.escape(preset.details)}</p></details>"
@@ -447,6 +497,11 @@ def _shown(watching: Watching) -> str:
     if not watching.run:
         raise BadInput("No run is shown: choose one first.")
     return watching.run
+
+
+def _busy(working: bool) -> tuple:
+    """Start, Measure and Stop while the form's work is under way, or while none is."""
+    return gr.update(interactive=not working), gr.update(interactive=not working), gr.update(interactive=working)
 
 
 def _whole(name: str, value: object) -> int:
@@ -478,20 +533,12 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     tune = studio.finetune
     base = studio.catalogue.base_name
     sources = [(label, str(file)) for label, file in tune.prompt_sets()]
-    sources += [("Own text file, one prompt per line", OWN_FILE), ("Typed here", TYPED)]
+    sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
 
     watching = gr.State(Watching())
     with gr.Row(elem_id="finetune", equal_height=False):
-        with gr.Column(elem_id="tune-ask", elem_classes="panel", scale=0, min_width=372):
-            with gr.Row():
-                preset = gr.Dropdown([], label="Preset", elem_id="preset", min_width=120)
-                name = gr.Textbox(
-                    label="Name of the run",
-                    placeholder="time and preset",
-                    max_lines=1,
-                    elem_id="run-name",
-                    min_width=120,
-                )
+        with gr.Column(elem_id="tune-ask", elem_classes="pane", scale=0, min_width=372):
+            preset = gr.Dropdown([], label="Preset", elem_id="preset")
             preset_note = gr.HTML(elem_id="preset-note", elem_classes="hint", apply_default_css=False)
             model = gr.Dropdown(
                 [base],
@@ -500,9 +547,17 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
                 allow_custom_value=True,
                 elem_id="tune-model",
             )
-            source = gr.Dropdown(sources, value=None, label="Prompts", elem_id="prompt-source")
+            with gr.Row():
+                source = gr.Dropdown(sources, value=None, label="Prompts", elem_id="prompt-source", min_width=120)
+                name = gr.Textbox(
+                    label="Name of the run",
+                    placeholder="time and preset",
+                    max_lines=1,
+                    elem_id="run-name",
+                    min_width=120,
+                )
             file = gr.File(
-                label="Prompt file",
+                label="Prompt file, one prompt per line",
                 type="filepath",
                 visible=False,
                 height=88,
@@ -512,55 +567,61 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
                 label="Prompts, one per line", lines=4, max_lines=12, visible=False, elem_id="tune-prompts"
             )
             with gr.Row():
-                positive = gr.Textbox(
-                    label="Positive words, one per line", lines=5, max_lines=10, min_width=120, elem_id="positive"
-                )
-                negative = gr.Textbox(
-                    label="Negative words, one per line", lines=5, max_lines=10, min_width=120, elem_id="negative"
-                )
+                words: dict[str, Any] = {"placeholder": "one per line", "lines": 5, "max_lines": 10, "min_width": 120}
+                positive = gr.Textbox(label="Positive words", elem_id="positive", **words)
+                negative = gr.Textbox(label="Negative words", elem_id="negative", **words)
             with gr.Row():
-                updates = gr.Number(None, label="Updates", step=1, min_width=80, elem_id="updates")
-                batch = gr.Number(None, label="Prompts each", step=1, min_width=80, elem_id="batch")
-                lr = gr.Number(None, label="Learning rate", min_width=80, elem_id="lr")
-            weights = gr.Radio([("All weights", "full"), ("LoRA", "lora")], label="Train", elem_id="weights")
-            every = gr.Number(None, label="Validate every N updates", step=1, elem_id="every")
+                updates = gr.Number(None, label="Updates", step=1, min_width=120, elem_id="updates")
+                batch = gr.Number(None, label="Prompts per update", step=1, min_width=120, elem_id="batch")
+            with gr.Row():
+                lr = gr.Number(None, label="Learning rate", min_width=120, elem_id="lr")
+                every = gr.Number(None, label="Updates per validation", step=1, min_width=120, elem_id="every")
+            weights = gr.Radio([("Full weights", "full"), ("LoRA", "lora")], label="What is trained", elem_id="weights")
             with gr.Accordion("All other settings", open=False, elem_id="more-panel"):
                 more = gr.Textbox(
                     label="One key=value per line, as the command line's --set", lines=10, max_lines=24, elem_id="more"
                 )
                 sinks = gr.CheckboxGroup(SINKS, value=[], label="Also hand the records on to", elem_id="sinks")
+            start = gr.Button("Start", variant="primary", elem_id="start")
             with gr.Row(elem_id="tune-go"):
-                start = gr.Button("Start", variant="primary", elem_id="start")
-                measure = gr.Button("Measure the cost", elem_id="measure")
+                measure = gr.Button("Measure the cost", elem_id="measure", min_width=120)
+                halt = gr.Button("Stop", interactive=False, elem_id="stop-asking", min_width=80)
             said = gr.HTML(elem_id="tune-note", apply_default_css=False)
             gr.HTML(RULE, elem_classes="hint", apply_default_css=False)
-        with gr.Column(elem_id="tune-stage", elem_classes="panel", min_width=320):
+        with gr.Column(elem_id="tune-stage", elem_classes="pane", min_width=320):
             with gr.Row(elem_id="run-bar"):
-                run = gr.Dropdown([], label="Run", elem_id="run", min_width=160)
+                run = gr.Dropdown([], label="Run", elem_id="run", min_width=200)
                 stop = gr.Button("Stop and save", interactive=False, elem_id="stop-run", min_width=110)
                 resume = gr.Button("Resume", interactive=False, elem_id="resume", min_width=90)
                 opened = gr.Button("Open in Compare", interactive=False, elem_id="open-in-compare", min_width=140)
+            bar_note = gr.HTML(elem_id="bar-note", apply_default_css=False)
+            with gr.Column(visible=False, elem_id="refusal") as refusal:
+                changes = gr.HTML(elem_id="changes", apply_default_css=False)
+                despite = gr.Button("Go on all the same", elem_id="despite", scale=0)
             head = gr.HTML(elem_id="run-head", apply_default_css=False)
-            charts = curves(studio.plotly, elem_id="curves")
             samples = film(elem_id="film")
+            charts = curves(studio.plotly, elem_id="curves")
             with gr.Accordion("Go on, go back, copy, export, delete", open=False, elem_id="run-panel"):
                 with gr.Row():
-                    by = gr.Number(10, label="Further updates", step=1, min_width=90, elem_id="extend-by")
-                    extend = gr.Button("Extend the run", elem_id="extend", min_width=130)
-                    checkpoint = gr.Dropdown([], label="Checkpoint", min_width=130, elem_id="checkpoint")
-                    back = gr.Button("Go back to it, forget what came later", elem_id="go-back", min_width=200)
-                    keep = gr.Button("Keep it for good", elem_id="keep", min_width=120)
+                    by = gr.Number(10, label="Further updates", step=1, scale=0, min_width=130, elem_id="extend-by")
+                    extend = gr.Button("Extend the run", elem_id="extend", scale=0, min_width=150)
+                    copy = gr.Button("Copy the settings to the form", elem_id="copy", scale=0, min_width=250)
+                    delete = gr.Button("Delete the run …", elem_id="delete", scale=0, min_width=150)
                 with gr.Row():
-                    form = gr.Dropdown([], label="Export as", min_width=200, elem_id="export-form")
-                    which = gr.Dropdown([], label="Weights", min_width=130, elem_id="export-update")
+                    checkpoint = gr.Dropdown([], label="Checkpoint", min_width=170, elem_id="checkpoint")
+                    back = gr.Button("Go back to it, forget what came later", elem_id="go-back", min_width=300)
+                    keep = gr.Button("Keep it for good", elem_id="keep", min_width=150)
+                with gr.Row():
+                    form = gr.Dropdown([], label="Export as", scale=2, min_width=330, elem_id="export-form")
+                    which = gr.Dropdown([], label="Weights", min_width=190, elem_id="export-update")
                     dtype = gr.Dropdown(
-                        ["float32", "bfloat16"], value="float32", label="Numbers", min_width=100, elem_id="export-dtype"
+                        ["float32", "bfloat16"], value="float32", label="Numbers", min_width=120, elem_id="export-dtype"
                     )
-                    export = gr.Button("Export with a model card", elem_id="export", min_width=170)
-                    download = gr.DownloadButton("Download", visible=False, elem_id="download-export", min_width=110)
                 with gr.Row():
-                    copy = gr.Button("Copy the settings to the form", elem_id="copy", min_width=200)
-                    delete = gr.Button("Delete the run …", elem_id="delete", min_width=140)
+                    export = gr.Button("Export with a model card", elem_id="export", scale=0, min_width=230)
+                    download = gr.DownloadButton(
+                        "Download", visible=False, elem_id="download-export", scale=0, min_width=130
+                    )
                 with gr.Row(visible=False, elem_id="delete-row") as sure:
                     question = gr.HTML(elem_id="delete-question", apply_default_css=False)
                     really = gr.Button("Delete for good", variant="stop", elem_id="delete-really", min_width=130)
@@ -577,46 +638,44 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     timer = gr.Timer(1.0, active=False)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    live = list(Live(run, head, charts, samples, stop, resume, opened, checkpoint, form, which))
+    # As in the Compare tab: only long work goes through the queue, and a button comes back in an event of its own.
+    work: dict[str, Any] = quiet | {"trigger_mode": "multiple", "concurrency_limit": 8}
+    press: dict[str, Any] = quiet | {"trigger_mode": "multiple", "queue": False}
+    follow: dict[str, Any] = quiet | {"trigger_mode": "always_last", "queue": False}
+    live = list(Live(run, head, charts, samples, stop, resume, opened, checkpoint, form, which, refusal, changes))
     fields = Form(
         preset, name, model, source, file, prompts, positive, negative, updates, batch, lr, weights, every, more, sinks
     )
     filled = [preset_note, model, source, prompts, positive, negative, updates, batch, lr, weights, every, more]
+    asking = [start, measure, halt]
 
-    begun = {"outputs": [said, start, *live], "concurrency_limit": 8, **quiet}
-    start.click(do.start, [watching, *fields], **begun)
-    resume.click(do.resume, [watching], **begun)
-    extend.click(do.extend, [watching, by], **begun)
-    back.click(do.go_back, [watching, checkpoint], **begun)
-    measure.click(do.measure, list(fields), [said, measure], concurrency_limit=8, **quiet)
-    stop.click(do.stop, watching, [said, stop], queue=False, **quiet)
-    opened.click(do.open_in_compare, watching, [done, tabs, *sides], queue=False, **quiet)
-    keep.click(do.keep, [watching, checkpoint], done, queue=False, **quiet)
-    export.click(do.export, [watching, form, which, dtype], [done, download], concurrency_limit=1, **quiet)
-    copy.click(do.copy, watching, [said, preset, *filled], queue=False, **quiet)
-    delete.click(do.ask_delete, watching, [sure, question], queue=False, **quiet)
-    really.click(do.delete, watching, [sure, done, *live], **quiet)
-    keep_it.click(lambda: gr.update(visible=False), outputs=sure, queue=False, **quiet)
-    compared.click(do.compare, several, [compare_note, overlaid, differing, beside], **quiet)
+    start.click(do.start, [watching, *fields], [said, *asking, *live], **work).then(do.asked, outputs=asking, **press)
+    measure.click(do.measure, list(fields), [said, *asking], **work).then(do.asked, outputs=asking, **press)
+    halt.click(do.stop_asking, **press)
+    resume.click(do.resume, watching, [bar_note, *live], **work)
+    despite.click(do.overrule, watching, [bar_note, *live], **work)
+    extend.click(do.extend, [watching, by], [bar_note, *live], **work)
+    back.click(do.go_back, [watching, checkpoint], [bar_note, *live], **work)
+    stop.click(do.stop, watching, [bar_note, stop], **press)
+    opened.click(do.open_in_compare, watching, [bar_note, tabs, *sides], **press)
+    keep.click(do.keep, [watching, checkpoint], done, **press)
+    export.click(do.export, [watching, form, which, dtype], [done, download], **work | {"concurrency_limit": 1})
+    copy.click(do.copy, watching, [said, preset, *filled], **press)
+    delete.click(do.ask_delete, watching, [sure, question], **press)
+    really.click(do.delete, watching, [sure, done, *live], **press)
+    keep_it.click(lambda: gr.update(visible=False), outputs=sure, **press)
+    compared.click(do.compare, several, [compare_note, overlaid, differing, beside], **press)
 
-    preset.input(do.fill, preset, filled, queue=False, trigger_mode="always_last", **quiet)
-    source.change(do.prompt_fields, source, [file, prompts], queue=False, **quiet)
-    gr.on(
-        [updates.change, batch.change],
-        do.cost,
-        [updates, batch],
-        start,
-        queue=False,
-        trigger_mode="always_last",
-        **quiet,
-    )
-    run.input(do.choose, [watching, run], live, queue=False, **quiet)
-    timer.tick(do.look, watching, live, queue=False, **quiet)
-    tab.select(do.look, watching, live, queue=False, **quiet)
-    tab.select(lambda: gr.Timer(active=True), outputs=timer, queue=False, **quiet)
-    other.select(lambda: gr.Timer(active=False), outputs=timer, queue=False, **quiet)
-    several.focus(do.run_choices, outputs=several, queue=False, **quiet)
+    preset.input(do.fill, preset, filled, **follow)
+    source.change(do.prompt_fields, source, [file, prompts], **follow)
+    gr.on([updates.change, batch.change], do.cost, [updates, batch], start, **follow)
+    run.input(do.choose, [watching, run], [bar_note, *live], **follow)
+    timer.tick(do.look, watching, live, queue=False, **quiet)  # one at a time: the next look sees what this one missed
+    tab.select(do.look, watching, live, **press)
+    tab.select(lambda: gr.Timer(active=True), outputs=timer, **press)
+    other.select(lambda: gr.Timer(active=False), outputs=timer, **press)
+    several.focus(do.run_choices, outputs=several, **press)
     page = gr.context.Context.root_block
-    page.load(do.open_page, outputs=[preset, *filled], queue=False, **quiet)
+    page.load(do.open_page, outputs=[preset, *filled], **press)
     page.unload(do.leave)
     return fields

@@ -74,7 +74,12 @@ def duplicate_run(
 
 
 def resume_run(
-    run: RunFolder, updates: int | None = None, from_update: int | None = None, *, device: str | None = None
+    run: RunFolder,
+    updates: int | None = None,
+    from_update: int | None = None,
+    *,
+    device: str | None = None,
+    despite_changes: bool = False,
 ) -> RunFolder:
     """The run, taken up again in a process of its own.
 
@@ -91,6 +96,8 @@ def resume_run(
         arguments += ["--from-update", str(from_update)]
     if updates is not None:
         require_more(run, updates, from_update)
+    if despite_changes:
+        arguments.append("--despite-changes")
     with _taken(device, run.name) as lock:
         _launch(run, lock, arguments, [f"updates={updates}"] if updates is not None else [])
     return run

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from srpo.runs import RunFolder
+from srpo.runs.environment import differences, environment
 from srpo.training.config import TrainConfig, config_dict
 
 # Where a run reads. The places may change, what lies there may not: its fingerprint is compared.
@@ -28,6 +30,11 @@ def pinned_settings(config: TrainConfig) -> dict[str, Any]:
 def inputs(config: TrainConfig) -> dict[str, str]:
     """Where the run reads, by the setting that says so."""
     return {name: value for name, value in _flat(config_dict(config)) if name in INPUTS and value is not None}
+
+
+def changes_since(run: RunFolder, config: TrainConfig) -> list[str]:
+    """One phrase for each version or file that is not what it was when the run began."""
+    return differences(run.environment(), environment(inputs(config)))
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

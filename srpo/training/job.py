@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 from srpo.runs import DeviceLock, RunFolder, UpdateRecord
 from srpo.runs.claim import Claim, Handover
-from srpo.runs.environment import differences, environment
+from srpo.runs.environment import environment
 from srpo.runs.processes import this_job
 from srpo.training import faults
 from srpo.training.checkpoints import Loaded, require_disk_space
 from srpo.training.config import TrainConfig, config_dict, read_prompts
-from srpo.training.continuity import inputs
+from srpo.training.continuity import changes_since, inputs
 from srpo.training.devices import require_device
 from srpo.training.distributed import own_device, session, world
 from srpo.training.session import resume, train
@@ -126,7 +126,7 @@ def _assemble(config: TrainConfig) -> Trainer:
 
 def _require_unchanged(order: Order) -> list[str]:
     """What has changed since the run began, where the order says to go on all the same; ValueError else."""
-    changes = differences(order.run.environment(), environment(inputs(order.config)))
+    changes = changes_since(order.run, order.config)
     if changes and not order.despite_changes:
         raise ValueError(
             f"{order.run.name} would not be the same run: {'; '.join(changes)}. Put that right, start a new run with "

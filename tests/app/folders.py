@@ -56,7 +56,8 @@ def make_run(
     root: Path, name: str = "one", updates: int = 3, status: str = "stopped", config: dict | None = None
 ) -> RunFolder:
     """A run that has done so many of its ten updates, validated and sampled before and after them."""
-    run = RunFolder.create(root / name, CONFIG | (config or {}))
+    settings = CONFIG | (config or {})
+    run = RunFolder.create(root / name, settings, {place: settings[place] for place in ("model", "reward", "prompts")})
     for update in range(1, updates + 1):
         run.append_progress(record(update))
     for update, photo in ((0, 0.2), (updates, 0.3)):

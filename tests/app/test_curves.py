@@ -32,9 +32,9 @@ def test_every_quantity_of_a_run_has_its_line():
     charts = curves.training_charts([record(1), record(2)], [validated(0, 0.2), validated(2, 0.3)])
     names = {chart.key: [line.name for line in chart.lines] for chart in charts}
     assert names == {
-        "validation": ["Judged photo"],
         "difference": ["Difference"],
         "scores": ["Positive words", "Negative words", "Prompt alone (raw)"],
+        "validation-photo": ["Mean"],
         "loss": ["Denoise", "Inversion", "Both"],
         "gradient": ["Norm", "Clipped at"],
     }
@@ -44,7 +44,7 @@ def test_every_quantity_of_a_run_has_its_line():
 
 
 def test_validations_carry_their_intervals():
-    (photo,) = chart(curves.training_charts([], [validated(0, 0.2), validated(10, 0.3)]), "validation").lines
+    (photo,) = chart(curves.training_charts([], [validated(0, 0.2), validated(10, 0.3)]), "validation-photo").lines
     assert (photo.x, photo.y) == ([0, 10], [0.2, 0.3])
     assert photo.low == pytest.approx([0.15, 0.25]) and photo.high == pytest.approx([0.25, 0.35])
 

@@ -16,6 +16,7 @@ from app.services.device import OURS, StopFlag, Stopped
 from app.services.finetune import Cost, said_bytes, said_s
 from app.services.requests import BadInput, parse
 from app.services.training_requests import TrainRequest
+from app.state import Resumption
 from srpo.runs import Busy, DeviceLock, RunFolder, control, list_runs
 from srpo.runs.processes import kill_group
 from tests.app.folders import CONFIG, checkpoint, make_run, pretend_to_run
@@ -194,13 +195,34 @@ def test_the_living_run_is_found_again_whoever_started_it(tune):
     assert tune.living().name == "new"
 
 
-def test_extending_asks_for_so_many_more_than_were_planned(tune, monkeypatch):
-    asked = []
-    monkeypatch.setattr(finetune, "resume_run", lambda *arguments, **more: asked.append((arguments[1:], more)))
+@pytest.fixture
+def resumed(monkeypatch):
+    """What was asked of the process control; nothing goes on."""
+    calls = []
+    monkeypatch.setattr(finetune, "resume_run", lambda run, *how, **more: calls.append((run.name, *how, more)))
+    return calls
+
+
+def test_a_run_goes_on_as_is_asked(tune, resumed):
     make_run(tune.root)
-    list(tune.extend("one", 5, StopFlag()))
-    list(tune.resume("one", StopFlag(), from_update=2))
-    assert asked == [((15, None), {"device": "cpu"}), ((None, 2), {"device": "cpu"})]
+    assert tune.planned("one") == 10
+    for asked in (Resumption("one", updates=15), Resumption("one", from_update=2)):
+        (run,) = tune.resume(asked, StopFlag())
+        assert run.name == "one"
+    rest = {"device": "cpu", "despite_changes": False}
+    assert resumed == [("one", 15, None, rest), ("one", None, 2, rest)]
+
+
+def test_a_run_of_which_something_has_changed_is_refused_until_that_is_overruled(tune, resumed):
+    run = make_run(tune.root)
+    run.write_environment(run.environment() | {"torch": "1.0", "model": "another"})
+    asked = Resumption("one", updates=15)
+    (refusal,) = tune.resume(asked, StopFlag())
+    assert refusal.asked == asked and resumed == []
+    assert [change.partition(" was ")[0] for change in refusal.changes] == ["torch", "model"]
+    assert "torch was 1.0 and is " in refusal.changes[0]
+    list(tune.resume(asked, StopFlag(), despite_changes=True))
+    assert resumed == [("one", 15, None, {"device": "cpu", "despite_changes": True})]
 
 
 @pytest.mark.parametrize(
@@ -208,14 +230,14 @@ def test_extending_asks_for_so_many_more_than_were_planned(tune, monkeypatch):
     [
         lambda tune: tune.snapshot("nobody"),
         lambda tune: tune.stop("nobody"),
-        lambda tune: list(tune.resume("nobody", StopFlag())),
-        lambda tune: tune.extend("nobody", 1, StopFlag()),
+        lambda tune: list(tune.resume(Resumption("nobody"), StopFlag())),
+        lambda tune: tune.planned("nobody"),
         lambda tune: tune.delete("nobody"),
         lambda tune: tune.delete("../runs"),
         lambda tune: tune.delete("one/../../runs"),
         lambda tune: tune.keep("one", 7),
-        lambda tune: list(tune.resume("one", StopFlag(), from_update=99)),
-        lambda tune: list(tune.resume("one", StopFlag(), updates=1)),
+        lambda tune: list(tune.resume(Resumption("one", from_update=99), StopFlag())),
+        lambda tune: list(tune.resume(Resumption("one", updates=1), StopFlag())),
         lambda tune: tune.model_id("one"),
         lambda tune: tune.export("one", "full", None, "float32"),
         lambda tune: tune.export("one", "kohya", None, "float32"),

@@ -7,12 +7,13 @@ import time
 import pytest
 
 from app.services import finetune
+from app.services.device import OURS
 from app.services.requests import BadInput
 from app.state import Watching
 from app.tabs import finetune as tab
 from app.tabs.compare import UNEXPECTED
 from app.tabs.finetune import FILLED, OWN_FILE, TYPED, Form, Handlers, Live
-from srpo.runs import RunFolder
+from srpo.runs import DeviceLock, RunFolder
 from tests.app.folders import checkpoint, make_run, pretend_to_run, record
 
 EMPTY = {name: None for name in Form._fields} | {"preset": "studio", "name": "", "more": "", "sinks": []}
@@ -60,13 +61,22 @@ def is_skip(value):
     return isinstance(value, dict) and set(value) == {"__type__"}
 
 
+def is_busy(output):
+    """Start, Measure and Stop as they are while the form's work is under way."""
+    return [button["interactive"] for button in output[1:4]] == [False, False, True]
+
+
+def is_ready(buttons):
+    return [button["interactive"] for button in buttons] == [True, True, False]
+
+
 def test_a_start_shows_the_run_as_soon_as_it_has_begun(do, request_of, started):
     watching = Watching()
     before = time.monotonic()
     *_, last = do.start(request_of(), watching, *form(name="mine"))
     assert time.monotonic() - before < 20  # the training's own imports, once
     live = live_of(last)
-    assert "Run mine started." in last[0] and last[1]["interactive"]
+    assert "Run mine started." in last[0] and is_busy(last) and is_ready(do.asked(request_of()))
     assert 'data-status="starting"' in live.head and live.run["value"] == "mine"
     assert live.stop["interactive"] and not live.resume["interactive"]
     assert watching.run == "mine" and started == ["mine"]
@@ -89,7 +99,7 @@ def test_a_start_shows_the_run_as_soon_as_it_has_begun(do, request_of, started):
 )
 def test_bad_input_is_one_sentence_and_nothing_is_started(do, request_of, started, values, said):
     *_, last = do.start(request_of(), Watching(), *form(**values))
-    assert said in last[0] and "failed" in last[0] and last[1]["interactive"]
+    assert said in last[0] and "failed" in last[0] and is_ready(do.asked(request_of()))
     assert changed(live_of(last)) == set() and started == []
 
 
@@ -104,8 +114,10 @@ def test_a_second_click_while_the_first_is_at_work_starts_nothing(do, request_of
     first = do.start(request_of(), Watching(), *form(name="mine"))
     next(first)
     (second,) = do.start(request_of(), Watching(), *form(name="again"))
-    assert "at work already" in second[0] and is_skip(second[1])
+    assert "at work already" in second[0]
+    assert all(is_skip(button) for button in do.asked(request_of()))  # the first press is still at work
     list(first)
+    assert is_ready(do.asked(request_of()))
     assert started == ["mine"]
 
 
@@ -116,7 +128,8 @@ def test_a_defect_is_logged_and_leaves_a_usable_page(do, request_of, monkeypatch
     monkeypatch.setattr(finetune, "start_run", fail)
     with caplog.at_level(logging.ERROR):
         *_, last = do.start(request_of(), Watching(), *form())
-    assert UNEXPECTED.split(";")[0] in last[0] and last[1]["interactive"] and "the sky fell" in caplog.text
+    assert UNEXPECTED.split(";")[0] in last[0] and "the sky fell" in caplog.text
+    assert is_ready(do.asked(request_of()))
 
 
 def test_a_new_page_finds_the_living_run_and_shows_all_of_it(do, root):
@@ -248,8 +261,9 @@ def test_start_says_what_it_will_do(do):
         lambda do, request: do.copy(Watching())[0],
         lambda do, request: do.ask_delete(Watching())[1],
         lambda do, request: do.open_in_compare(Watching("one"))[0],
-        lambda do, request: do.export(Watching("one"), None, None, "float32")[0],
-        lambda do, request: do.export(Watching("one"), "full", "final", "float32")[0],
+        lambda do, request: list(do.export(Watching("one"), None, None, "float32"))[-1][0],
+        lambda do, request: list(do.export(Watching("one"), "full", "final", "float32"))[-1][0],
+        lambda do, request: list(do.overrule(request, Watching("one")))[-1][0],
         lambda do, request: do.compare([])[0],
         lambda do, request: do.compare(None)[0],
     ],
@@ -302,24 +316,75 @@ def test_a_page_beyond_the_loopback_has_no_such_tab(unloaded):
     assert not dangerous & public
 
 
-def test_a_measurement_is_shown_while_it_runs_and_can_be_left(do, request_of, monkeypatch):
+@pytest.fixture
+def endless(do, monkeypatch):
+    """A measurement that ends when it is told to."""
+
     def measure(request, stop):
-        yield "Measuring"
-        stop.check()
-        yield "Still measuring"
+        while True:
+            yield "Measuring"
+            stop.check()
 
     monkeypatch.setattr(do.tune, "measure", measure)
+
+
+@pytest.mark.parametrize("end", ["stop_asking", "leave"])
+def test_a_measurement_is_shown_while_it_runs_and_can_be_stopped_or_left(do, request_of, endless, end):
     steps = do.measure(request_of(), *form())
     next(steps)
+    shown = next(steps)
+    assert "Measuring" in shown[0] and is_busy(shown)
+    getattr(do, end)(request_of("another page"))
     assert "Measuring" in next(steps)[0]
-    do.leave(request_of())
-    last = list(steps)[-1]
-    assert "stopped" in last[0] and last[1]["interactive"]
+    getattr(do, end)(request_of())
+    (last,) = steps
+    assert "The measurement was stopped." in last[0] and is_ready(do.asked(request_of()))
 
 
 def test_bad_input_to_a_measurement_is_one_sentence(do, request_of):
     *_, last = do.measure(request_of(), *form(updates=-1))
-    assert "failed" in last[0] and last[1]["interactive"]
+    assert "failed" in last[0] and is_ready(do.asked(request_of()))
+
+
+def test_a_refused_run_names_what_has_changed_and_offers_to_go_on_all_the_same(do, root, request_of, monkeypatch):
+    asked = []
+
+    def resume(run, updates, from_update, *, device, despite_changes):
+        asked.append((run.name, updates, from_update, despite_changes))
+
+    monkeypatch.setattr(finetune, "resume_run", resume)
+    run, other = make_run(root), make_run(root, "other")
+    run.write_environment(run.environment() | {"torch": "<1.0>"})
+    watching = Watching("one")
+    *_, (said, *live) = do.extend(request_of(), watching, 5)
+    live = Live(*live)
+    assert said == "" and live.refusal["visible"] and "torch was &lt;1.0&gt; and is" in live.changes and asked == []
+    assert {"refusal", "changes"}.isdisjoint(changed(do.look(watching)))
+    away = Live(*do.choose(watching, other.name)[1:])
+    assert not away.refusal["visible"] and away.changes == ""
+    assert "Nothing was refused" in list(do.overrule(request_of(), watching))[-1][0]
+    back = Live(*do.choose(watching, "one")[1:])
+    assert back.refusal["visible"] and "torch was" in back.changes
+    *_, (said, *live) = do.overrule(request_of(), watching)
+    assert "Run one goes on." in said and asked == [("one", 15, None, True)]
+    assert not Live(*live).refusal["visible"] and watching.refusal is None
+
+
+def test_a_run_that_waits_to_go_on_can_be_stopped(do, root, request_of):
+    make_run(root)
+    lock = DeviceLock("cpu")
+    assert lock.acquire(OURS)
+    watching = Watching("one")
+    do.look(watching)
+    steps = do.resume(request_of(), watching)
+    next(steps)
+    said, *live = next(steps)
+    assert "pictures under way" in said and Live(*live).stop["interactive"]
+    do.stop(request_of(), watching)
+    (last,) = steps
+    lock.release()
+    assert "Nothing was started." in last[0]
+    assert not do.look(watching).stop["interactive"]
 
 
 def test_without_a_run_nothing_is_assumed():
