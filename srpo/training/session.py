@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -61,7 +62,9 @@ class Training(Trainable, Protocol):
     validation: Validator | None
     world: World
 
-    def run_update(self) -> UpdateRecord: ...
+    def begin_update(self) -> UpdateRecord: ...
+
+    def end_update(self) -> None: ...
 
 
 def resume(run: RunFolder, trainer: Training, from_update: int | None = None) -> Loaded:
@@ -147,17 +150,24 @@ class _Session:
         self._say("training")
         if self.run and self.trainer.validation is not None:  # a run that went back may have lost its best
             self.run.write_best(self.trainer.validation.best(self.validations) if self.validations else None)
-        self._validate()
+        if self.trainer.update > 0:  # one that a kill has cut short; the start's own comes with the first update
+            self._validate()
 
     def update(self) -> UpdateRecord:
-        """The record of the next update, after it is in the log."""
-        record = self.trainer.run_update()
-        self.recent = [*self.recent[-LOOKS_BACK:], record]
-        if (found := warning(self.recent)) and found != self.warned:
-            self.warned = found
-            record = replace(record, warning=found)
-        if self.run:
-            self.run.append_progress(record)
+        """The record of the next update, after it is in the log.
+
+        The first one's is there before the start is validated, as its gradient moves no weight yet: whoever watches
+        does not wait for that.
+        """
+        start = time.perf_counter()
+        record = self.trainer.begin_update()
+        if self.trainer.update == 0 and self._owes_validation():
+            record = self._log(record)
+            self._validate()
+            self.trainer.end_update()
+        else:
+            self.trainer.end_update()
+            record = self._log(replace(record, seconds=time.perf_counter() - start))
         self._say("training")
         return record
 
@@ -173,7 +183,7 @@ class _Session:
         """True where validation says that the run only gets worse; of several processes, all hear it."""
         validation = self.trainer.validation
         over = validation is not None and self.trainer.update > 0 and validation.should_stop(self.validations)
-        return self.trainer.world.agree(over)
+        return self._as_main_says(over)
 
     def finish(self) -> None:
         """Saves the finished weights: the last ones, or, of a run that validation has ended, the best."""
@@ -191,6 +201,7 @@ class _Session:
             self._end("finished", message)
 
     def stop(self) -> None:
+        self._forget_unfinished()
         self._save()
         self._end("stopped", self.warned)
 
@@ -202,6 +213,7 @@ class _Session:
         if isinstance(error, NonFiniteError):
             message += self._keep_what_is_good(error)
         with suppress(OSError):  # nothing can be written any more; the log has the error
+            self._forget_unfinished()
             self._end("failed", message)
 
     def _keep_what_is_good(self, error: NonFiniteError) -> str:
@@ -218,11 +230,35 @@ class _Session:
         if self.heart:
             self.heart.move()
 
+    def _log(self, record: UpdateRecord) -> UpdateRecord:
+        """The record as it stands in the log now, with what looks wrong in the curve."""
+        self.recent = [*self.recent[-LOOKS_BACK:], record]
+        if (found := warning(self.recent)) and found != self.warned:
+            self.warned = found
+            record = replace(record, warning=found)
+        if self.run:
+            self.run.append_progress(record)
+        return record
+
+    def _forget_unfinished(self) -> None:
+        """Takes an update out of the log that has not moved the weights."""
+        if self.run and self.recent and self.recent[-1].update > self.trainer.update:
+            self.run.cut_back(self.trainer.update)
+
+    def _owes_validation(self) -> bool:
+        """True where the weights as they are have still to be validated."""
+        validation, update = self.trainer.validation, self.trainer.update
+        done = any(record.update == update for record in self.validations)
+        return self._as_main_says(validation is not None and validation.due(update) and not done)
+
+    def _as_main_says(self, flag: bool) -> bool:
+        """The flag of the process that has the run's validations; the others know only those of their own session."""
+        return self.trainer.world.gather(flag)[0]
+
     def _validate(self) -> None:
-        trainer, validation = self.trainer, self.trainer.validation
-        done = {record.update for record in self.validations}
-        if validation is None or trainer.update in done or not validation.due(trainer.update):
+        if not self._owes_validation():
             return
+        trainer, validation = self.trainer, self.trainer.validation
         self._say("validating")
         record = validation.validate(trainer.policy, trainer.update)
         self.validations.append(record)

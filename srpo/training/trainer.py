@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -79,6 +80,13 @@ class Trainer:
 
     def run_update(self) -> UpdateRecord:
         """The record of one update. What interrupts it leaves the weights as they were before."""
+        start = time.perf_counter()
+        record = self.begin_update()
+        self.end_update()
+        return replace(record, seconds=time.perf_counter() - start)
+
+    def begin_update(self) -> UpdateRecord:
+        """The record of the next update, whose gradient is ready; the weights stay as they are until `end_update`."""
         start, update = time.perf_counter(), self.update + 1
         generator = update_generator(self.config.seed, update)
         self.optimizer.zero_grad(set_to_none=True)
@@ -91,12 +99,15 @@ class Trainer:
 
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)))
         self._require_finite({"the gradient's norm": norm}, update, rollout.prompts)
-        self.optimizer.step()
-        self.update = update
         scores = self.world.mean(_means(records) | {"loss": total})
         mean_loss = scores.pop("loss")
         scores |= {"clip_norm": self.config.clip_norm, "clipped": float(norm > self.config.clip_norm)}
         return UpdateRecord(update, mean_loss, norm, self.config.lr, time.perf_counter() - start, scores)
+
+    def end_update(self) -> None:
+        """Moves the weights by the gradient of `begin_update`."""
+        self.optimizer.step()
+        self.update += 1
 
     # What a run folder keeps
 

@@ -228,6 +228,54 @@ def test_a_stop_during_a_validation_drops_it_and_the_resumed_run_makes_it_up(tmp
     assert [record.update for record in run.validation()] == [0, 2, 4]
 
 
+def test_the_first_record_does_not_wait_for_the_validation_of_the_start(tmp_path):
+    """What is validated then are the weights of the start all the same."""
+    config, seen = small_config(), []
+    run, trainer = new_run(tmp_path / "run", config), small_trainer(config, SmallValidation(every=2, best_at=2))
+    start, plain = trainer.weights(), trainer.validation.validate
+
+    def look(policy, update):
+        logged = [record.update for record in run.progress()]
+        seen.append((update, logged, all(torch.equal(trainer.weights()[name], start[name]) for name in start)))
+        return plain(policy, update)
+
+    trainer.validation.validate = look
+    run_all(run, trainer)
+    assert seen == [(0, [1], True), (2, [1, 2], False), (4, [1, 2, 3, 4], False)]
+    assert_same_run(run, trainer, *straight(tmp_path / "straight", config))  # one that validates nothing
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_ends_the_validation_of_the_start_leaves_a_run_that_has_done_nothing(tmp_path, fails):
+    config, validation, stop = small_config(), SmallValidation(every=2, best_at=2), threading.Event()
+    run, plain = new_run(tmp_path / "run", config), validation.validate
+
+    def interrupted(policy, update):
+        if fails:
+            raise RuntimeError("the sky fell")
+        stop.set()
+        return plain(policy, update)
+
+    validation.validate = interrupted
+    session = train(run, small_trainer(config, validation), stop=stop)
+    if fails:
+        with pytest.raises(RuntimeError, match="sky"):
+            list(session)
+    else:
+        assert list(session) == []
+    assert (run.state().status, run.state().update) == ("failed" if fails else "stopped", 0)
+    assert list(run.progress()) == list(run.validation()) == run.checkpoint_updates() == []
+
+    def again(path):
+        trainer = small_trainer(config, SmallValidation(every=2, best_at=2))
+        resume(path, trainer)
+        run_all(path, trainer)
+        return path, trainer
+
+    assert_same_run(*again(run), *again(new_run(tmp_path / "straight", config)))
+    assert [record.update for record in run.validation()] == [0, 2, 4]
+
+
 def test_a_kept_checkpoint_is_not_pruned(tmp_path):
     config = small_config()
     run = new_run(tmp_path / "run", config)
@@ -241,9 +289,9 @@ def test_a_kept_checkpoint_is_not_pruned(tmp_path):
 
 
 class TwoProcesses:
-    """As seen by one of two: `others` says what the other one answers."""
+    """As seen by one of two: `others` and `mains` say what the other one answers, and what the main one does."""
 
-    size, others = 2, False
+    size, others, mains = 2, False, False
 
     def __init__(self, is_main):
         self.is_main = is_main
@@ -252,6 +300,9 @@ class TwoProcesses:
     def agree(self, flag):
         self.asked += 1
         return flag or self.others
+
+    def gather(self, value):
+        return [value if self.is_main else self.mains, value]
 
     def mean(self, values):
         return values
@@ -273,6 +324,19 @@ def test_a_process_that_is_not_the_main_one_writes_nothing_and_stops_when_anothe
     assert updates == [1, 2]
     assert world.asked >= 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_main_process_has_validated_before_a_resume_no_other_validates_again(tmp_path):
+    """The others know none of the records: alone they would enter a validation in which nobody joins them."""
+    config = small_config()
+    for owed in (False, True):
+        trainer = small_trainer(config, SmallValidation(every=2, best_at=2))
+        trainer.world, trainer.update, validated = TwoProcesses(is_main=False), 2, []
+        trainer.world.mains = owed
+        trainer.validation.validate = lambda policy, update, validated=validated: validated.append(update)
+        session = train(None, trainer, stop=threading.Event())
+        trainer.world.others = True  # ends it before another update
+        assert list(session) == [] and validated == ([2] if owed else [])
 
 
 def test_of_several_processes_one_that_is_told_to_stop_finishes_its_update(tmp_path):
