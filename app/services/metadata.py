@@ -16,10 +16,9 @@ from PIL import Image, PngImagePlugin
 
 from app.services.requests import BadInput, CompareRequest, Settings, parse
 from app.services.uploads import UNREADABLE
+from srpo.evaluation.sheets import FORMAT, KEY, SOFTWARE, png_texts
 
-KEY = "srpo_studio"
-FORMAT = 1
-SOFTWARE = "SRPO Studio"
+SHEETS = ("grid", "recoveries")  # kinds of records of many pictures
 
 
 class Found(NamedTuple):
@@ -44,16 +43,6 @@ def a1111_parameters(settings: Settings, prompt: str, seed: int, model: str) -> 
         "Version": SOFTWARE,
     }
     return settings.text(prompt) + "\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
-
-
-def png_texts(record: dict[str, Any], parameters: str | None = None) -> PngImagePlugin.PngInfo:
-    """PNG text chunks holding `record` as our JSON and, where given, the `parameters` text."""
-    info = PngImagePlugin.PngInfo()
-    if parameters is not None:
-        info.add_itxt("parameters", parameters)
-    info.add_itxt(KEY, json.dumps({"format": FORMAT, **record}, ensure_ascii=False))
-    info.add_text("Software", SOFTWARE)
-    return info
 
 
 def comparison_texts(
@@ -122,7 +111,7 @@ def _ours(text: str) -> Found:
         raise BadInput(f"{damaged}: the record has no format number.")
     if record["format"] > FORMAT:
         raise BadInput("That PNG was made by a newer version of this app: update to restore it.")
-    if record.get("kind") == "grid":
+    if record.get("kind") in SHEETS:
         raise BadInput("That PNG is a sheet of many pictures: drop a single picture to restore its settings.")
     if not isinstance(record.get("request"), dict):
         raise BadInput(f"{damaged}: the record has no request.")
