@@ -10,6 +10,8 @@ _STOPS = np.array(
     [[16, 19, 28], [62, 42, 96], [150, 56, 98], [222, 102, 60], [247, 178, 82], [252, 246, 216]], np.float32
 )
 
+DIFFERENCE_END = 0.4  # of full range: where the scale of differences to an original ends on the page
+
 
 def colour_of(level: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 colours of levels in [0, 1]."""
@@ -22,6 +24,29 @@ def colour_of(level: np.ndarray) -> np.ndarray:
 def scale_css() -> str:
     """The difference map's colour scale as a CSS gradient, for its legend."""
     return "linear-gradient(90deg," + ",".join(f"rgb({int(r)} {int(g)} {int(b)})" for r, g, b in _STOPS) + ")"
+
+
+def scale_filter() -> str:
+    """The same scale as the SVG filter of a picture: the mean over its channels becomes a colour.
+
+    Its gain makes 1 of DIFFERENCE_END; what is beyond has the scale's last colour.
+    """
+    mean = " ".join([f"{1 / 3 / DIFFERENCE_END:.6g}"] * 3 + ["0 0"])
+    tables = (
+        f'<feFunc{channel} type="table" tableValues="{" ".join(f"{stop / 255:.4g}" for stop in stops)}"/>'
+        for channel, stops in zip("RGB", _STOPS.T.tolist(), strict=True)
+    )
+    return (
+        f'<feColorMatrix type="matrix" values="{mean} {mean} {mean} 0 0 0 1 0"/>'
+        f"<feComponentTransfer>{''.join(tables)}</feComponentTransfer>"
+    )
+
+
+def heat_over(picture: Image.Image, level: np.ndarray) -> Image.Image:
+    """The picture in grey, and over it the colours of `level` (H, W) in [0, 1]: the stronger, the less of the grey."""
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None] * np.array([0.72, 0.74, 0.78], np.float32)
+    share = np.clip(level, 0, 1)[..., None] ** 0.7
+    return Image.fromarray(np.rint(grey * (1 - share) + colour_of(level) * share).astype(np.uint8))
 
 
 def difference(left: Image.Image, right: Image.Image) -> tuple[Image.Image, float, float]:

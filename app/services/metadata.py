@@ -18,7 +18,8 @@ from app.services.requests import BadInput, CompareRequest, Settings, parse
 from app.services.uploads import UNREADABLE
 from srpo.evaluation.sheets import FORMAT, KEY, SOFTWARE, png_texts
 
-SHEETS = ("grid", "recoveries")  # kinds of records of many pictures
+# What a record may be of that is no picture of a comparison.
+OTHERS = {"grid": "a sheet of many pictures", "recoveries": "a sheet of many pictures", "recovery": "a recovered one"}
 
 
 class Found(NamedTuple):
@@ -111,8 +112,8 @@ def _ours(text: str) -> Found:
         raise BadInput(f"{damaged}: the record has no format number.")
     if record["format"] > FORMAT:
         raise BadInput("That PNG was made by a newer version of this app: update to restore it.")
-    if record.get("kind") in SHEETS:
-        raise BadInput("That PNG is a sheet of many pictures: drop a single picture to restore its settings.")
+    if (other := OTHERS.get(str(record.get("kind")))) is not None:
+        raise BadInput(f"That PNG is {other}: drop a single picture to restore its settings.")
     if not isinstance(record.get("request"), dict):
         raise BadInput(f"{damaged}: the record has no request.")
     try:

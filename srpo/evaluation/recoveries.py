@@ -57,6 +57,10 @@ class Method:
         nearest = sigma if self.kind == "inversion" else sigma - self.d_sigma
         return step_target(sigma, self.d_sigma, self.kind) if nearest <= MAX_SIGMA_TARGET else None
 
+    def weight(self, sigma: float, sigma_target: float) -> float:
+        """|d x0 / d velocity|: by how much the model's error, and a gradient that reaches it, is multiplied."""
+        return 0.0 if self.kind == "noisy" else abs(sigma - sigma_target) / (1 - sigma_target)
+
 
 def grid_methods(d_sigmas: Sequence[float] = D_SIGMAS) -> tuple[Method, ...]:
     """The rows of the grid: the noisy input, one step, Direct-Align by each `d_sigma`, inversion by the smallest."""
@@ -77,8 +81,8 @@ class Cell:
 
     @property
     def weight(self) -> float:
-        """|d x0 / d velocity|: by how much the model's error, and a gradient that reaches it, is multiplied."""
-        return abs(self.sigma - self.sigma_target) / (1 - self.sigma_target) if self.method.kind != "noisy" else 0.0
+        """|d x0 / d velocity|, see `Method.weight`."""
+        return self.method.weight(self.sigma, self.sigma_target)
 
 
 def recover(
