@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled panel of curves over updates."""
+    """A titled panel of curves, over updates or over noise levels."""
 
     key: str  # its place on the page, the same for every run
     title: str
@@ -63,6 +63,9 @@ class Chart:
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
     small: bool = False  # three in a row, not two
+    x_title: str = ""  # none where x is the update
+    falling: bool = False  # the largest x at the left
+    legend: bool = True
 
 
 class Columns:

@@ -1,5 +1,5 @@
-// Ctrl/Cmd + Enter generates from anywhere in the Compare tab, and draws from inside the grid; the button in the masthead
-// changes between light and dark.
+// Ctrl/Cmd + Enter generates from anywhere in the Compare tab, draws from inside the grid, and recovers in the Recoveries
+// tab; the button in the masthead changes between light and dark.
 (() => {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
@@ -8,8 +8,9 @@
     const field = document.activeElement;
     if (field && field.blur) { field.blur(); field.focus(); } // so that a number being typed is taken over
     setTimeout(() => {
-      const button = document.querySelector(field && field.closest("#grid-panel") ? "#draw" : "#generate");
-      if (button && !button.disabled && button.checkVisibility()) button.click();
+      const starts = field && field.closest("#grid-panel") ? "#draw" : "#generate, #recover";
+      const button = [...document.querySelectorAll(starts)].find((start) => start.checkVisibility());
+      if (button && !button.disabled) button.click();
     }, 60);
   }, true);
   document.addEventListener("click", (event) => {

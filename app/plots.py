@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 # Ink to ember to paper: lightness rises evenly, so equal steps of difference look equal in grey as well.
 _STOPS = np.array(
     [[16, 19, 28], [62, 42, 96], [150, 56, 98], [222, 102, 60], [247, 178, 82], [252, 246, 216]], np.float32
 )
+
+DIFFERENCE_END = 0.4  # of full range: where the scale of differences to an original ends on the page
 
 
 def colour_of(level: np.ndarray) -> np.ndarray:
@@ -26,6 +26,29 @@ def scale_css() -> str:
     return "linear-gradient(90deg," + ",".join(f"rgb({int(r)} {int(g)} {int(b)})" for r, g, b in _STOPS) + ")"
 
 
+def scale_filter() -> str:
+    """The same scale as the SVG filter of a picture: the mean over its channels becomes a colour.
+
+    Its gain makes 1 of DIFFERENCE_END; what is beyond has the scale's last colour.
+    """
+    mean = " ".join([f"{1 / 3 / DIFFERENCE_END:.6g}"] * 3 + ["0 0"])
+    tables = (
+        f'<feFunc{channel} type="table" tableValues="{" ".join(f"{stop / 255:.4g}" for stop in stops)}"/>'
+        for channel, stops in zip("RGB", _STOPS.T.tolist(), strict=True)
+    )
+    return (
+        f'<feColorMatrix type="matrix" values="{mean} {mean} {mean} 0 0 0 1 0"/>'
+        f"<feComponentTransfer>{''.join(tables)}</feComponentTransfer>"
+    )
+
+
+def heat_over(picture: Image.Image, level: np.ndarray) -> Image.Image:
+    """The picture in grey, and over it the colours of `level` (H, W) in [0, 1]: the stronger, the less of the grey."""
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None] * np.array([0.72, 0.74, 0.78], np.float32)
+    share = np.clip(level, 0, 1)[..., None] ** 0.7
+    return Image.fromarray(np.rint(grey * (1 - share) + colour_of(level) * share).astype(np.uint8))
+
+
 def difference(left: Image.Image, right: Image.Image) -> tuple[Image.Image, float, float]:
     """The difference map of two pictures of one size, the mean difference, and the difference at the scale's end.
 
@@ -38,59 +61,3 @@ def difference(left: Image.Image, right: Image.Image) -> tuple[Image.Image, floa
     distance = np.abs(b - a).mean(axis=-1)
     end = float(np.percentile(distance, 99.5)) or float(distance.max())
     return Image.fromarray(colour_of(distance / end if end else distance)), float(distance.mean()), end
-
-
-def sheet(
-    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Image.Image | None]], title: str
-) -> Image.Image:
-    """One picture of a table of pictures: column names above, row names at the left, empty cells left blank.
-
-    Small pictures are enlarged smoothly to at least 256 pixels, as on the page.
-    """
-    width, height = next(image.size for row in cells for image in row if image is not None)
-    factor = max(1, 256 // min(width, height))
-    width, height = width * factor, height * factor
-    font, bold = ImageFont.load_default(18), ImageFont.load_default(22)
-    gap, margin, label = 12, 28, 280
-    top = margin + 40 + 40
-    page = Image.new(
-        "RGB",
-        (margin * 2 + label + len(columns) * (width + gap), top + len(rows) * (height + gap) + margin),
-        "#ffffff",
-    )
-    draw = ImageDraw.Draw(page)
-    draw.text((margin, margin), _cut(draw, title, bold, page.width - 2 * margin), "#14181f", bold)
-    for j, column in enumerate(columns):
-        x = margin + label + j * (width + gap)
-        draw.text((x, top - 30), _cut(draw, column, font, width), "#14181f", font)
-    for i, row in enumerate(rows):
-        y = top + i * (height + gap)
-        draw.multiline_text((margin, y + 4), _wrap(draw, row, font, label - 20, 10), "#3c4450", font, spacing=6)
-        for j, image in enumerate(cells[i]):
-            if image is not None:
-                enlarged = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-                page.paste(enlarged, (margin + label + j * (width + gap), y))
-    return page
-
-
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
-    """The text, shortened with an ellipsis to fit the width."""
-    while len(text) > 1 and draw.textlength(text, font) > width:
-        text = text.rstrip("…")[:-1] + "…"
-    return text
-
-
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float, max_lines: int) -> str:
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if line and draw.textlength(longer, font) > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], lines[max_lines - 1] + " …"]
-    return "\n".join(_cut(draw, line, font, width) for line in lines)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune
+from app.tabs import compare, finetune, recoveries
 
 TITLE = "SRPO Studio"
 MASTHEAD = f"""
@@ -29,6 +29,8 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare") as comparing:
                 sides = compare.build(studio)
+            with gr.Tab("Recoveries", id="recoveries"):
+                recoveries.build(studio)
             # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
             if studio.options.local_paths:
                 with gr.Tab("Fine-tune", id="finetune") as tuning:

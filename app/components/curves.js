@@ -63,10 +63,11 @@ function layout(chart, colours, run) {
     hoverlabel: { bgcolor: colours.paper, bordercolor: colours.grid, font: { color: colours.ink } },
     // By the container's lower edge: its room is reserved beyond the axis, however many rows it takes.
     legend: { orientation: "h", xref: "container", x: 0, yref: "container", y: 0, yanchor: "bottom", font: { color: colours.ink } },
-    showlegend: chart.lines.length > 1,
+    showlegend: chart.legend && chart.lines.length > 1,
     uirevision: run,
-    xaxis: { ...axis, dtick: Math.max(...xs) <= 10 ? 1 : null, hoverformat: ",d",
-      autorangeoptions: { include: [0, 1] }, uirevision: run },
+    xaxis: { ...axis, uirevision: run, ...(chart.x_title
+      ? { title: { text: plain(chart.x_title), standoff: 6 }, autorange: chart.falling ? "reversed" : true, hoverformat: ".4~f" }
+      : { dtick: Math.max(...xs) <= 10 ? 1 : null, hoverformat: ",d", autorangeoptions: { include: [0, 1] } }) },
     yaxis: { ...axis, type: log ? "log" : "linear", uirevision: run + (log ? " log" : ""),
       title: view.log && !above ? { text: "linear: some values ≤ 0", font: { size: 11 } } : undefined },
     shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, yref: "paper", y0: 0, y1: 1,
@@ -92,6 +93,12 @@ function figure(chart) {
   const last = chart.lines.map((line) => line.name + " " + line.y.findLast((y) => y !== null));
   place.lastChild.setAttribute("aria-label", chart.title + ", last values: " + last.join(", "));
   return place;
+}
+
+// Other parts of the page may follow the place that is pointed at.
+function tell(kind, event) {
+  const x = kind === "unhover" ? null : event.points[0].x;
+  element.dispatchEvent(new CustomEvent("curves-" + kind, { detail: { x }, bubbles: true }));
 }
 
 async function draw() {
@@ -123,8 +130,13 @@ async function draw() {
   };
   const config = { displaylogo: false, responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"] };
-  for (const [index, chart] of value.charts.entries())
-    await Plotly.react(figures[index].lastChild, traces(chart, colours), layout(chart, colours, value.run), config);
+  for (const [index, chart] of value.charts.entries()) {
+    const plot = figures[index].lastChild;
+    await Plotly.react(plot, traces(chart, colours), layout(chart, colours, value.run), config);
+    if (plot.dataset.tells) continue;
+    plot.dataset.tells = "yes";
+    for (const kind of ["hover", "click", "unhover"]) plot.on("plotly_" + kind, (event) => tell(kind, event));
+  }
   $(".curves").dataset.drawn = String(Math.max(0, ...value.charts.flatMap((chart) => chart.lines.map((line) => line.y.length))));
 }
 

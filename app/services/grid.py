@@ -9,14 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from app import plots
 from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
-from app.services.metadata import comparison_texts, png_texts
+from app.services.metadata import comparison_texts
 from app.services.models import Model
 from app.services.pictures import file_stem
 from app.services.requests import CompareRequest, GridRequest
 from app.services.studio import Studio
+from srpo.evaluation.sheets import png_texts, sheet
 
 
 @dataclass(frozen=True)
@@ -132,5 +132,5 @@ def _sheet(studio: Studio, request: GridRequest, view: Grid, folder: Path) -> Pa
     names = [f"{row.prompt}\nseed {row.seed}" for row in drawn]
     record = {"kind": "grid", "request": request.model_dump(), "models": list(view.models)}
     return studio.pictures.save(
-        folder, f"grid_seed-{request.seed}", plots.sheet(names, view.models, cells, title), png_texts(record)
+        folder, f"grid_seed-{request.seed}", sheet(names, view.models, cells, title), png_texts(record)
     )

@@ -12,14 +12,14 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from app.services.requests import BadInput, CompareRequest, Settings, parse
+from app.services.uploads import UNREADABLE
+from srpo.evaluation.sheets import FORMAT, KEY, SOFTWARE, png_texts
 
-KEY = "srpo_studio"
-FORMAT = 1
-SOFTWARE = "SRPO Studio"
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the app makes the warning an error
+# What a record may be of that is no picture of a comparison.
+OTHERS = {"grid": "a sheet of many pictures", "recoveries": "a sheet of many pictures", "recovery": "a recovered one"}
 
 
 class Found(NamedTuple):
@@ -44,16 +44,6 @@ def a1111_parameters(settings: Settings, prompt: str, seed: int, model: str) -> 
         "Version": SOFTWARE,
     }
     return settings.text(prompt) + "\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
-
-
-def png_texts(record: dict[str, Any], parameters: str | None = None) -> PngImagePlugin.PngInfo:
-    """PNG text chunks holding `record` as our JSON and, where given, the `parameters` text."""
-    info = PngImagePlugin.PngInfo()
-    if parameters is not None:
-        info.add_itxt("parameters", parameters)
-    info.add_itxt(KEY, json.dumps({"format": FORMAT, **record}, ensure_ascii=False))
-    info.add_text("Software", SOFTWARE)
-    return info
 
 
 def comparison_texts(
@@ -85,7 +75,7 @@ def read_request(path: str | Path) -> Found:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, *BOMBS):
+    except UNREADABLE:
         raise BadInput("That file is not a PNG picture: drop one that was downloaded here.") from None
     if KEY in texts:
         return _ours(texts[KEY])
@@ -122,8 +112,8 @@ def _ours(text: str) -> Found:
         raise BadInput(f"{damaged}: the record has no format number.")
     if record["format"] > FORMAT:
         raise BadInput("That PNG was made by a newer version of this app: update to restore it.")
-    if record.get("kind") == "grid":
-        raise BadInput("That PNG is a sheet of many pictures: drop a single picture to restore its settings.")
+    if (other := OTHERS.get(str(record.get("kind")))) is not None:
+        raise BadInput(f"That PNG is {other}: drop a single picture to restore its settings.")
     if not isinstance(record.get("request"), dict):
         raise BadInput(f"{damaged}: the record has no request.")
     try:

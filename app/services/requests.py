@@ -108,7 +108,7 @@ def _word(value: object) -> str:
     return "" if word.casefold() == PLAIN else word
 
 
-def _model(name: str) -> Callable[[object], str]:
+def model_name(name: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"Choose a model for {name}.")
@@ -122,6 +122,7 @@ def _model(name: str) -> Callable[[object], str]:
 R = TypeVar("R", bound=BaseModel)
 Prompt = Annotated[str, BeforeValidator(_prompt)]
 Seed = Annotated[int, BeforeValidator(whole("The seed", 0, MAX_SEED))]
+Word = Annotated[str, BeforeValidator(_word)]
 
 
 class Settings(BaseModel):
@@ -135,7 +136,7 @@ class Settings(BaseModel):
     guidance: Annotated[float, BeforeValidator(between("Guidance", 0.0, MAX_GUIDANCE))] = 3.5
     width: Annotated[int, BeforeValidator(_side("Width"))] = 128
     height: Annotated[int, BeforeValidator(_side("Height"))] = 128
-    control_word: Annotated[str, BeforeValidator(_word)] = ""
+    control_word: Word = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -151,15 +152,15 @@ class CompareRequest(Settings):
     """One prompt, two models."""
 
     prompt: Prompt
-    left: Annotated[str, BeforeValidator(_model("the left side"))]
-    right: Annotated[str, BeforeValidator(_model("the right side"))]
+    left: Annotated[str, BeforeValidator(model_name("the left side"))]
+    right: Annotated[str, BeforeValidator(model_name("the right side"))]
 
 
 class GridRequest(Settings):
     """Prompts x seeds x models."""
 
     prompts: tuple[Prompt, ...]
-    models: tuple[Annotated[str, BeforeValidator(_model("each column"))], ...]
+    models: tuple[Annotated[str, BeforeValidator(model_name("each column"))], ...]
 
     @model_validator(mode="before")
     @classmethod

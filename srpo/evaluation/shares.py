@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ def share(hits: Iterable[bool]) -> Share:
 
 
 class Mean(NamedTuple):
-    """A mean over `count` cases and its normal 95 % interval."""
+    """A mean over `count` cases and its 95 % interval."""
 
     mean: float
     low: float
@@ -43,9 +44,19 @@ class Mean(NamedTuple):
 
 
 def mean(values: Tensor | Sequence[float]) -> Mean:
-    """The mean with its normal 95 % interval. ValueError below two cases."""
+    """The mean with its normal 95 % interval, for many cases. ValueError below two."""
+    return _mean(values, lambda count: 1.959964)
+
+
+def few(values: Tensor | Sequence[float]) -> Mean:
+    """The mean with its 95 % interval by Student's t, wide enough for a handful of cases. ValueError below two."""
+    return _mean(values, lambda count: float(stdtrit(count - 1, 0.975)))
+
+
+def _mean(values: Tensor | Sequence[float], half_widths: Callable[[int], float]) -> Mean:
+    """The mean with its interval; `half_widths` says how many standard errors reach to either side."""
     cases = torch.as_tensor(values, dtype=torch.float64)
     if len(cases) < 2:
         raise ValueError(f"an interval needs at least two cases, got {len(cases)}")
-    middle, half = float(cases.mean()), 1.959964 * float(cases.std()) / math.sqrt(len(cases))
+    middle, half = float(cases.mean()), half_widths(len(cases)) * float(cases.std()) / math.sqrt(len(cases))
     return Mean(middle, middle - half, middle + half, len(cases))

@@ -1,4 +1,4 @@
-"""Difference maps and sheets show what they say."""
+"""Difference maps show what they say."""
 
 import numpy as np
 import pytest
@@ -35,17 +35,3 @@ def test_the_scale_gets_lighter_all_the_way():
 def test_pictures_of_two_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         plots.difference(Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16)))
-
-
-def test_a_sheet_holds_every_picture_enlarged_in_its_place():
-    colours = [["red", "lime"], ["blue", None]]
-    cells = [[Image.new("RGB", (128, 64), colour) if colour else None for colour in row] for row in colours]
-    page = plots.sheet(["a very long prompt " * 20 + "\nseed 7", "b"], ["FLUX", "SRPO"], cells, "28 steps")
-    counts = {colour: count for count, colour in page.getcolors(maxcolors=1_000_000)}
-    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert counts[colour] == 512 * 256
-    top_left = np.argwhere((np.asarray(page) == (255, 0, 0)).all(axis=-1))[0]
-    lower = np.argwhere((np.asarray(page) == (0, 0, 255)).all(axis=-1))[0]
-    beside = np.argwhere((np.asarray(page) == (0, 255, 0)).all(axis=-1))[0]
-    assert lower[0] > top_left[0] and lower[1] == top_left[1]
-    assert beside[1] > top_left[1] and beside[0] == top_left[0]
