@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled panel of curves over updates."""
+    """A titled panel of curves, over updates unless it says otherwise."""
 
     key: str  # its place on the page, the same for every run
     title: str
@@ -63,6 +63,7 @@ class Chart:
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
     wide: bool = False
+    x_title: str = "update"
 
 
 class Columns:

@@ -53,6 +53,7 @@ function traces(chart, colours) {
 function layout(chart, colours, run) {
   const above = chart.lines.every((line) => line.y.every((y) => y === null || y > 0));
   const log = view.log && above;
+  const counts = chart.x_title === "update";
   const xs = chart.lines.flatMap((line) => [line.x[0], line.x[line.x.length - 1]]);
   const axis = { gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.grid, automargin: true };
   const marks = chart.marks.map((mark) => ({ ...mark, colour: mark.kind === "warning" ? colours.warning : colours.ink }));
@@ -64,8 +65,8 @@ function layout(chart, colours, run) {
     legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", font: { color: colours.ink } },
     showlegend: chart.lines.length > 1,
     uirevision: run,
-    xaxis: { ...axis, title: { text: "update", standoff: 6 }, dtick: Math.max(...xs) <= 10 ? 1 : null, hoverformat: ",d",
-      uirevision: run },
+    xaxis: { ...axis, title: { text: plain(chart.x_title), standoff: 6 }, dtick: counts && Math.max(...xs) <= 10 ? 1 : null,
+      hoverformat: counts ? ",d" : ".3f", uirevision: run },
     yaxis: { ...axis, type: log ? "log" : "linear", uirevision: run + (log ? " log" : ""),
       title: view.log && !above ? { text: "linear: some values ≤ 0", font: { size: 11 } } : undefined },
     shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, yref: "paper", y0: 0, y1: 1,

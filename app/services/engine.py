@@ -48,6 +48,7 @@ class Finished:
     """All sides have arrived."""
 
     images: tuple[Tensor, ...]  # (1, 3, H, W) in [0, 1] each
+    latents: tuple[Tensor, ...]  # (1, C, H/8, W/8) each, what the images were decoded from
 
 
 class Engine:
@@ -155,7 +156,8 @@ class Engine:
                 previews = tuple(to_pil(policy.preview(step.x0)) for policy, step in zip(policies, steps, strict=True))
                 yield Step(steps[0].index + 1, settings.steps, previews)
             stop.check()
-            yield Finished(tuple(self._decode(step.x_t) for step in steps))
+            latents = tuple(step.x_t for step in steps)
+            yield Finished(tuple(self._decode(x0) for x0 in latents), latents)
 
     @torch.no_grad()
     def _decode(self, x0: Tensor) -> Tensor:
