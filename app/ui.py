@@ -9,23 +9,25 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune, recoveries
+from app.tabs import compare, finetune, guide, recoveries
 
 TITLE = "SRPO Studio"
 MASTHEAD = f"""
 <header id="masthead">
   <h1>{TITLE}</h1>
   <p>SRPO fine-tunes FLUX on human preference, to take the “AI look” out of its pictures. Here both paint the same
-    prompt from the same noise.</p>
+    prompt from the same noise. <button id="to-guide" type="button">New here? The method in six steps</button></p>
   <button id="theme-switch" type="button">Light / dark</button>
 </header>
 """
+# Only the link asks for something; the button beside it is the browser's own business (page.js).
+TO_GUIDE = 'element.querySelector("#to-guide").addEventListener("click", () => trigger("submit"))'
 
 
 def build(studio: Studio) -> gr.Blocks:
     """The page over these services. Loads no model."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.HTML(MASTHEAD, apply_default_css=False)
+        masthead = gr.HTML(MASTHEAD, js_on_load=TO_GUIDE, apply_default_css=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare") as comparing:
                 sides = compare.build(studio)
@@ -35,6 +37,11 @@ def build(studio: Studio) -> gr.Blocks:
             if studio.options.local_paths:
                 with gr.Tab("Fine-tune", id="finetune") as tuning:
                     finetune.build(studio, tuning, comparing, tabs, sides)
+            with gr.Tab("Guide", id="guide"):
+                guide.build(studio, tabs)
+        masthead.submit(
+            guide.opens("guide"), outputs=tabs, queue=False, show_progress="hidden", api_visibility="private"
+        )
     # api_open would let a plain POST pass by the queue.
     return page.queue(api_open=False, max_size=32, default_concurrency_limit=4)
 
