@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +57,34 @@ def lines_of(settings: Mapping[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
 
 
+def with_lines(more: str, lines: Sequence[str]) -> str:
+    """The text of settings with these ones, each where its name stood before, else at the end; other lines stay.
+
+    A line that sets a whole group of settings has no say over one of them that is given here. ValueError for a line
+    without a name or a "=".
+    """
+    kept = (more or "").splitlines()
+    for line in lines:
+        name = _name_of(line)
+        if not name or "=" not in line:
+            raise ValueError(f"{line[:60]!r} sets nothing: expected key=value")
+        before = [place for place, old in enumerate(kept) if _name_of(old) == name]
+        groups = [place for place, old in enumerate(kept) if name.startswith(f"{_name_of(old)}.")]
+        if before and before[-1] > max(groups, default=-1):
+            kept[before[-1]] = line
+            del before[-1]
+        else:
+            kept.append(line)
+        for place in reversed(before):
+            del kept[place]
+    return "\n".join(kept)
+
+
+def _name_of(line: str) -> str:
+    """What a line sets; "" for an empty line or a remark."""
+    return "" if line.lstrip().startswith("#") else line.partition("=")[0].strip()
+
+
 def _lines(value: object) -> tuple[str, ...]:
     if not isinstance(value, str):
         raise ValueError("The prompts must be text, one per line.")
@@ -82,7 +109,7 @@ def _words(side: str) -> Any:
     def check(value: object) -> tuple[str, ...]:
         if not isinstance(value, str):
             raise ValueError(f"The {side} words must be text, one per line.")
-        words = tuple(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[\n,;]", value) if word.strip()))
+        words = tuple(dict.fromkeys(" ".join(word.split()) for word in value.splitlines() if word.strip()))
         if not words:
             raise ValueError(f"There are no {side} control words: write at least one.")
         if len(words) > MAX_WORDS:

@@ -32,11 +32,6 @@ log = logging.getLogger(__name__)
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
 FINAL = "final"  # beside the checkpoints
 SINKS = [("TensorBoard", "tensorboard"), ("Trackio", "trackio")]
-# The fields of the form, in the order in which a start receives them.
-FORM = (
-    "preset", "name", "model", "prompt_source", "prompt_file", "prompts", "positive", "negative", "updates",
-    "prompts_per_update", "lr", "weights", "validate_every", "more", "sinks",
-)  # fmt: skip
 # The settings that have a field of their own; all others are lines of text.
 FIELDS = {
     "updates": "updates",
@@ -57,6 +52,26 @@ WHAT_IT_IS = {
     "stopped": "stopped",
     "failed": "failed",
 }
+
+
+class Form(NamedTuple):
+    """The fields of a run to be, in the order in which a start receives them."""
+
+    preset: Any
+    name: Any
+    model: Any
+    prompt_source: Any
+    prompt_file: Any
+    prompts: Any
+    positive: Any  # one word per line
+    negative: Any
+    updates: Any
+    prompts_per_update: Any
+    lr: Any
+    weights: Any
+    validate_every: Any
+    more: Any  # key=value lines; `training_requests.with_lines` adds to them
+    sinks: Any
 
 
 class Live(NamedTuple):
@@ -219,7 +234,7 @@ class Handlers:
 
     def read_form(self, *form: object) -> TrainRequest:
         """The request that the fields make. BadInput, one sentence, where one does not fit."""
-        values = dict(zip(FORM, form, strict=True))
+        values = Form(*form)._asdict()
         source, path, typed = (values.pop(key) for key in ("prompt_source", "prompt_file", "prompts"))
         sets = {str(file): file for _, file in self.tune.prompt_sets()}
         if source == OWN_FILE:
@@ -454,8 +469,8 @@ def _said(act: Callable[[], str]) -> str:
         return note_html(str(error), "failed")
 
 
-def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, gr.Dropdown]) -> None:
-    """Lays out the tab inside the Blocks that are open, and wires it.
+def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, gr.Dropdown]) -> Form:
+    """Lays out the tab inside the Blocks that are open, and wires it. Returns the fields of a run to be.
 
     other, tabs, sides: the Compare tab, both tabs, and the pickers that "Open in Compare" sets.
     """
@@ -563,9 +578,9 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     live = list(Live(run, head, charts, samples, stop, resume, opened, checkpoint, form, which))
-    fields = [
+    fields = Form(
         preset, name, model, source, file, prompts, positive, negative, updates, batch, lr, weights, every, more, sinks
-    ]  # fmt: skip
+    )
     filled = [preset_note, model, source, prompts, positive, negative, updates, batch, lr, weights, every, more]
 
     begun = {"outputs": [said, start, *live], "concurrency_limit": 8, **quiet}
@@ -573,7 +588,7 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     resume.click(do.resume, [watching], **begun)
     extend.click(do.extend, [watching, by], **begun)
     back.click(do.go_back, [watching, checkpoint], **begun)
-    measure.click(do.measure, fields, [said, measure], concurrency_limit=8, **quiet)
+    measure.click(do.measure, list(fields), [said, measure], concurrency_limit=8, **quiet)
     stop.click(do.stop, watching, [said, stop], queue=False, **quiet)
     opened.click(do.open_in_compare, watching, [done, tabs, *sides], queue=False, **quiet)
     keep.click(do.keep, [watching, checkpoint], done, queue=False, **quiet)
@@ -604,3 +619,4 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     page = gr.context.Context.root_block
     page.load(do.open_page, outputs=[preset, *filled], queue=False, **quiet)
     page.unload(do.leave)
+    return fields

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from app.services.requests import BadInput, parse
-from app.services.training_requests import TrainRequest, read_prompt_file
+from app.services.training_requests import TrainRequest, read_prompt_file, with_lines
 
 
 def ask(**changes):
@@ -19,12 +19,12 @@ def test_what_is_left_out_is_as_in_the_preset(tmp_path):
 
 def test_what_is_given_becomes_assignments_and_what_is_written_out_has_the_last_word(tmp_path):
     more = "updates=13\n\n# a note\nseed = 4"
-    request = ask(updates=12, lr="2e-5", positive="Photo\nReal\nPhoto", negative="Flat, Oil", more=more)
+    request = ask(updates=12, lr="2e-5", positive="Photo\nReal\nPhoto", negative="Flat\nOil, on canvas", more=more)
     assert request.assignments(tmp_path) == [
         "updates=12",
         "lr=2e-05",
         'signal.words.positive=["Photo", "Real"]',
-        'signal.words.negative=["Flat", "Oil"]',
+        'signal.words.negative=["Flat", "Oil, on canvas"]',
         "updates=13",
         "seed=4",
     ]
@@ -69,9 +69,9 @@ def test_own_prompts_are_kept_in_a_file_named_by_what_they_say(tmp_path):
         ({"prompts": "x" * 5000}, "Line 1 of the prompts has 5,000 characters"),
         ({"prompts": "ball\n" * 100_001}, "100,001"),
         ({"prompts": 7}, "must be text"),
-        ({"positive": "\n , \n"}, "no positive control words"),
+        ({"positive": "\n \n"}, "no positive control words"),
         ({"negative": "x" * 61}, "61 characters"),
-        ({"negative": ",".join(f"w{n}" for n in range(41))}, "At most 40"),
+        ({"negative": "\n".join(f"w{n}" for n in range(41))}, "At most 40"),
         ({"name": "../elsewhere"}, "cannot be named '../elsewhere'"),
         ({"name": "/etc/passwd"}, "path"),
         ({"name": "a/b"}, "path"),
@@ -91,6 +91,29 @@ def test_a_bad_request_is_one_sentence(changes, said):
     text = str(refused.value)
     assert said in text
     assert text.endswith(".") and "\n" not in text and text[0].isupper() | (text[0] == "'")
+
+
+@pytest.mark.parametrize(
+    ("more", "lines", "merged"),
+    [
+        ("", ["seed=1"], "seed=1"),
+        ("lr=1\nseed=0\n# a note\n\nbetas=[0, 0]", ["seed=1"], "lr=1\nseed=1\n# a note\n\nbetas=[0, 0]"),
+        ("# seed=3\nlr=1", ["seed=1", "eps=2"], "# seed=3\nlr=1\nseed=1\neps=2"),
+        (" seed = 0\nlr=1\nseed=5\neps=2", ["seed=1"], "lr=1\nseed=1\neps=2"),
+        ('signal={"form": "srp"}', ["signal.form=plain"], 'signal={"form": "srp"}\nsignal.form=plain'),
+        ('signal.form=sgp\nsignal={"form": "srp"}', ["signal.form=plain"], 'signal={"form": "srp"}\nsignal.form=plain'),
+        ("signal.words.template=a=b", ["signal.words.template={word}"], "signal.words.template={word}"),
+    ],
+)
+def test_lines_that_are_sent_to_a_form_replace_their_own_and_no_others(more, lines, merged):
+    assert with_lines(more, lines) == merged
+    assert with_lines(merged, lines) == merged
+
+
+@pytest.mark.parametrize("line", ["", "seed", "# seed=1", " =1"])
+def test_a_line_that_sets_nothing_is_refused(line):
+    with pytest.raises(ValueError, match="sets nothing"):
+        with_lines("lr=1", [line])
 
 
 def test_a_prompt_file_is_read_as_it_was_written(tmp_path):

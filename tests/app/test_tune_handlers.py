@@ -11,11 +11,11 @@ from app.services.requests import BadInput
 from app.state import Watching
 from app.tabs import finetune as tab
 from app.tabs.compare import UNEXPECTED
-from app.tabs.finetune import FILLED, FORM, OWN_FILE, TYPED, Handlers, Live
+from app.tabs.finetune import FILLED, OWN_FILE, TYPED, Form, Handlers, Live
 from srpo.runs import RunFolder
 from tests.app.folders import checkpoint, make_run, pretend_to_run, record
 
-EMPTY = {name: None for name in FORM} | {"preset": "studio", "name": "", "more": "", "sinks": []}
+EMPTY = {name: None for name in Form._fields} | {"preset": "studio", "name": "", "more": "", "sinks": []}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def started(monkeypatch):
 
 
 def form(**values):
-    return tuple((EMPTY | values)[name] for name in FORM)
+    return tuple((EMPTY | values)[name] for name in Form._fields)
 
 
 def live_of(output):
@@ -215,7 +215,7 @@ def test_the_form_is_filled_by_a_preset_and_gives_back_the_same_run(do):
     values = dict(zip(FILLED, filled, strict=True))
     assert values["updates"] >= 1 and values["positive"].startswith("Natural-lighting\n")
     assert "objective.rollout_steps=12" in values["more"] and "updates=" not in values["more"].split()
-    sent = {name: value for name, value in values.items() if name in FORM and not is_skip(value)}
+    sent = {name: value for name, value in values.items() if name in Form._fields and not is_skip(value)}
     asked = do.tune.check(do.read_form(*form(**sent)))
     assert [line.split("=")[0] for line in asked] == ["model", "max_sequence_length", "reward", "validation.judge"]
 
