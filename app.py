@@ -23,10 +23,10 @@ from PIL import Image
 from app import ui
 from app.arguments import add_weights, weights
 from app.services.studio import Studio
+from app.services.uploads import MAX_IMAGE_PIXELS
 from app.state import Options
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_IMAGE_PIXELS = 50_000_000  # a small file can claim to be a very large picture
 
 
 def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse.Namespace]:

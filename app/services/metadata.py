@@ -12,14 +12,14 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from app.services.requests import BadInput, CompareRequest, Settings, parse
+from app.services.uploads import UNREADABLE
 
 KEY = "srpo_studio"
 FORMAT = 1
 SOFTWARE = "SRPO Studio"
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the app makes the warning an error
 
 
 class Found(NamedTuple):
@@ -85,7 +85,7 @@ def read_request(path: str | Path) -> Found:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, *BOMBS):
+    except UNREADABLE:
         raise BadInput("That file is not a PNG picture: drop one that was downloaded here.") from None
     if KEY in texts:
         return _ours(texts[KEY])
