@@ -92,6 +92,7 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """The style sheets, with the difference map's own colours for its legend."""
-    sheets = [HERE / "theme.css", HERE / "components" / "stage.css", HERE / "components" / "curves.css"]
+    components = HERE / "components"
+    sheets = [HERE / "theme.css", components / "stage.css", components / "curves.css", components / "words.css"]
     scale = f":root {{ --difference-scale: {plots.scale_css()}; }}\n"
     return scale + "\n".join(path.read_text(encoding="utf-8") for path in sheets)

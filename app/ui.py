@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune
+from app.tabs import compare, finetune, words
 
 TITLE = "SRPO Studio"
 MASTHEAD = f"""
@@ -29,10 +29,13 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare") as comparing:
                 sides = compare.build(studio)
+            with gr.Tab("Control words", id="words"):
+                word_parts = words.build(studio)
             # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
             if studio.options.local_paths:
                 with gr.Tab("Fine-tune", id="finetune") as tuning:
-                    finetune.build(studio, tuning, comparing, tabs, sides)
+                    form = finetune.build(studio, tuning, comparing, tabs, sides)
+                words.send_to(word_parts, form, tabs)
     # api_open would let a plain POST pass by the queue.
     return page.queue(api_open=False, max_size=32, default_concurrency_limit=4)
 
