@@ -33,7 +33,7 @@ function netWeights() {
 
 function edited() {
   props.value = { set: JSON.parse(JSON.stringify(state.set)) };
-  trigger("edited");
+  trigger("change");
 }
 
 function change(changes) {
@@ -179,7 +179,7 @@ function drawCurve() {
 
 function handle(key, end) {
   const value = state.set[key][end], [x, y] = place(recipe().ends[end], value);
-  const made = drawn("circle", { class: "handle " + key, cx: x, cy: y, r: 7, tabindex: 0, role: "slider",
+  const made = drawn("circle", { class: "handle " + key, cx: x, cy: y, r: key === "k_positive" ? 9 : 5, tabindex: 0, role: "slider",
     "aria-valuemin": -MAX_K, "aria-valuemax": MAX_K, "aria-valuenow": value,
     "aria-label": (key === "k_positive" ? "k plus" : "k minus") + (end ? " at the noisiest level" : " at the cleanest level") });
   made.dataset.handle = key + end;
@@ -299,6 +299,7 @@ function receive() {
   if (!state.recipes.length) return;
   $(".words-editor").dataset.ready = "true";
   draw();
+  trigger("change");
 }
 watch("value", receive);
 receive();

@@ -34,7 +34,7 @@ def edited_set(value: object) -> object:
 
 
 def words_editor(**kwargs: Any) -> gr.HTML:
-    """The component; its value is `editor_value(...)`, its event `edited`."""
+    """The component; its value is `editor_value(...)`, its event `change`."""
     return gr.HTML(
         {},
         html_template=(HERE / "words_editor.html").read_text(encoding="utf-8"),

@@ -371,7 +371,7 @@ def _perceived(
                 sides[w],
                 tuple(measured.separation[w]),
                 tuple(measured.content[w][:3]),
-                *measured.verdicts[w],
+                *measured.verdicts[w][:3],
                 kept[w + 1],
             )
             for w, word in enumerate(words)

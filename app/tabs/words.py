@@ -282,7 +282,7 @@ def build(studio: Studio) -> Parts:
     examples = prompts.examples(is_full_size(studio.options.model))
 
     with gr.Column(elem_id="words"):
-        with gr.Column(elem_id="words-set", elem_classes="panel"):
+        with gr.Column(elem_id="words-set", elem_classes="words-panel"):
             with gr.Row(elem_id="words-bar"):
                 sets = gr.Dropdown([], label="Word set", elem_id="word-sets", min_width=180)
                 upload = gr.UploadButton("Open a file", file_types=[".yaml", ".yml"], elem_id="words-upload")
@@ -292,17 +292,18 @@ def build(studio: Studio) -> Parts:
             editor = words_editor(elem_id="words-editor")
             note = gr.HTML(elem_id="words-note", apply_default_css=False)
             checked = gr.HTML(elem_id="words-checked", apply_default_css=False)
-        with gr.Column(elem_id="words-see", elem_classes="panel"):
+        with gr.Column(elem_id="words-see", elem_classes="words-panel"):
             gr.HTML(_title("What does the reward see?", SEE_HINT), apply_default_css=False)
             with gr.Row(equal_height=False):
                 lines = gr.Textbox(
                     "\n".join(examples[:2]), label="Prompts, one per line", lines=2, max_lines=8, elem_id="see-prompts"
                 )
                 files = gr.File(
-                    label="Or pictures of your own",
+                    label="Pictures of your own",
+                    show_label=False,
                     file_count="multiple",
                     file_types=["image"],
-                    height=104,
+                    height=86,
                     elem_id="see-files",
                 )
             with gr.Row():
@@ -316,10 +317,10 @@ def build(studio: Studio) -> Parts:
                 )
             with gr.Row(elem_classes="words-go"):
                 label = do.cost(lines.value, num_seeds.value, None)
-                score = gr.Button(label, variant="primary", elem_id="see-go", scale=0, min_width=240)
+                score = gr.Button(label, variant="primary", elem_id="see-go", scale=0, min_width=300)
                 stop_see = gr.Button("Stop", interactive=False, elem_id="see-stop", scale=0, min_width=88)
             table = words_table(elem_id="words-table")
-        with gr.Column(elem_id="words-check", elem_classes="panel"):
+        with gr.Column(elem_id="words-check", elem_classes="words-panel"):
             gr.HTML(_title("Does it perceive the words?", CHECK_HINT), apply_default_css=False)
             with gr.Row():
                 check_model = gr.Dropdown(choices, elem_id="check-model", **picker)
@@ -338,11 +339,11 @@ def build(studio: Studio) -> Parts:
                     1, MAX_STEPS, value=steps, step=1, label="Steps", elem_id="check-steps", min_width=120
                 )
             with gr.Row(elem_classes="words-go"):
-                check = gr.Button("Paint and check", variant="primary", elem_id="check-go", scale=0, min_width=240)
+                check = gr.Button("Paint and check", variant="primary", elem_id="check-go", scale=0, min_width=300)
                 stop_check = gr.Button("Stop", interactive=False, elem_id="check-stop", scale=0, min_width=88)
             verdicts = words_verdicts(elem_id="words-verdicts")
         if trains:
-            with gr.Column(elem_id="words-preview", elem_classes="panel"):
+            with gr.Column(elem_id="words-preview", elem_classes="words-panel"):
                 gr.HTML(_title("What would a few updates do?", PREVIEW_HINT), apply_default_css=False)
                 with gr.Row(equal_height=False):
                     preview_lines = gr.Textbox(
@@ -357,7 +358,7 @@ def build(studio: Studio) -> Parts:
                     )
                     preview_seed = gr.Number(0, label="First seed", step=1, min_width=80, elem_id="preview-seed")
                 with gr.Row(elem_classes="words-go"):
-                    run = gr.Button("Train and show", variant="primary", elem_id="preview-go", scale=0, min_width=240)
+                    run = gr.Button("Train and show", variant="primary", elem_id="preview-go", scale=0, min_width=300)
                     stop_run = gr.Button("Stop", interactive=False, elem_id="preview-stop", scale=0, min_width=88)
                 run_note = gr.HTML(elem_id="preview-note", apply_default_css=False)
                 before_after = film(elem_id="preview-film")
@@ -366,10 +367,10 @@ def build(studio: Studio) -> Parts:
     sets.input(do.choose, sets, [editor, note], **PRESS)
     upload.upload(do.upload, upload, [editor, note], **PRESS)
     save.click(do.save, editor, [sets, note], **PRESS)
-    gr.on([editor.edited, editor.change], do.check, editor, [checked, download], **FOLLOW)
+    editor.change(do.check, editor, [checked, download], **FOLLOW)
     gr.on([lines.change, num_seeds.change, files.change], do.cost, [lines, num_seeds, files], score, **FOLLOW)
     gr.on(
-        [editor.edited, editor.change, others.change, per_word.change],
+        [editor.change, others.change, per_word.change],
         do.check_cost,
         [editor, others, per_word],
         check,

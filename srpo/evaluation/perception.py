@@ -124,6 +124,7 @@ class Verdict(NamedTuple):
     kind: Literal["perceived", "entangled", "weak"]
     text: str  # a few words: "perceived", "entangled with Dark", "weak: expect little"
     reason: str  # a sentence
+    entangled_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _verdict(
         reason += " The content suffers: pictures fit their own prompt less than without it."
     if other:
         reason += f" Pictures of {_listed(other)} score about as high under it as its own."
-        return Verdict("entangled", f"entangled with {_listed(other)}", reason)
+        return Verdict("entangled", f"entangled with {_listed(other)}", reason, tuple(other))
     return Verdict("perceived", "perceived", reason)
 
 
