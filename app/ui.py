@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune, guide, recoveries
+from app.tabs import compare, finetune, guide, recoveries, words
 
 TITLE = "SRPO Studio"
 MASTHEAD = f"""
@@ -33,10 +33,13 @@ def build(studio: Studio) -> gr.Blocks:
                 sides = compare.build(studio)
             with gr.Tab("Recoveries", id="recoveries"):
                 recoveries.build(studio)
+            with gr.Tab("Control words", id="words"):
+                word_parts = words.build(studio)
             # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
             if studio.options.local_paths:
                 with gr.Tab("Fine-tune", id="finetune") as tuning:
-                    finetune.build(studio, tuning, comparing, tabs, sides)
+                    form = finetune.build(studio, tuning, comparing, tabs, sides)
+                words.send_to(word_parts, form, tabs)
             with gr.Tab("Guide", id="guide"):
                 guide.build(studio, tabs)
         masthead.submit(

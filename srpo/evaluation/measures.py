@@ -13,6 +13,11 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue, ITU-R BT.709
 THUMBNAIL = 16  # pixels per side of what `diversity` compares
 
 
+def luminance(images: Tensor) -> Tensor:
+    """(N,) mean luminance of (N, 3, H, W) in [0, 1]."""
+    return torch.einsum("nchw,c->nhw", images, images.new_tensor(LUMINANCE)).mean(dim=(1, 2))
+
+
 def saturation(images: Tensor) -> Tensor:
     """(N,) mean distance between the largest and the smallest channel of a pixel, of (N, 3, H, W) in [0, 1]."""
     return (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2))

@@ -206,14 +206,42 @@ class UniformLevels:
 Levels = TableLevels | StepLevels | UniformLevels
 
 
-def net_weight_curve(levels: Levels, discounts: Discounts, num_points: int = 200) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class NetWeightAxis:
+    """What the net weight is drawn over, whatever the discounts: draws from the cleanest to the noisiest level."""
+
+    sigma: Tensor  # (N,) where a draw stands: its denoise branch's target
+    denoise_index: Tensor  # (N,) discount index of each branch
+    inversion_index: Tensor | None  # (N,) None where there is no such branch
+    ends: tuple[float, float]  # the noise levels of index 0 and 999, where the lines of k+ and k- begin and end
+
+
+def net_weight_axis(levels: Levels, num_points: int = 200, *, inversion: bool = True) -> NetWeightAxis:
+    """The axis of these levels, `num_points` draws long."""
+    drawn = levels.spread(num_points)
+    denoise = levels.denoise(drawn)
+    first, last = denoise.index[0].item(), denoise.index[-1].item()
+    slope = (denoise.sigma_target[-1] - denoise.sigma_target[0]).item() / (last - first)
+    lowest = denoise.sigma_target[0].item() - first * slope
+    return NetWeightAxis(
+        denoise.sigma_target,
+        denoise.index,
+        levels.inversion(drawn).index if inversion else None,
+        (lowest, lowest + (NUM_INDICES - 1) * slope),
+    )
+
+
+def net_weight_curve(
+    levels: Levels, discounts: Discounts, num_points: int = 200, *, inversion: bool = True
+) -> tuple[Tensor, Tensor]:
     """(N,) noise levels and (N,) net weights of the general reward there: the curve to draw and to edit.
 
-    Each draw stands at its denoise branch's target.
+    Each draw stands at its denoise branch's target. Without the inversion branch k- takes no part.
     """
-    drawn = levels.spread(num_points)
-    denoise, inversion = levels.denoise(drawn), levels.inversion(drawn)
-    return denoise.sigma_target, net_weight(denoise.index, inversion.index, discounts)
+    axis = net_weight_axis(levels, num_points, inversion=inversion)
+    if axis.inversion_index is None:
+        return axis.sigma, discounts.k_positive(axis.denoise_index)
+    return axis.sigma, net_weight(axis.denoise_index, axis.inversion_index, discounts)
 
 
 def _denoise_in_table(table: Tensor, s: Tensor, span: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -194,6 +194,8 @@ def with_settings(config: TrainConfig, assignments: Sequence[str]) -> TrainConfi
         if leaf == "kind":
             owner.clear()
         owner[leaf] = _value(text)
+        if leaf == "kind":  # so that what follows finds the settings of that kind
+            settings = config_dict(config_from_dict(settings))
     return config_from_dict(settings)
 
 

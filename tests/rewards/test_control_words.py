@@ -1,5 +1,7 @@
 """Identities of the relative rewards, their gradients, and the lines of their discounts."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,11 @@ from srpo.rewards.control_words import (
     cfg_like,
     cfg_like_paper,
     net_weight,
+    relative_to_noise,
     sgp,
     srp,
+    turns,
+    under_noise,
 )
 
 
@@ -43,6 +48,66 @@ def test_an_empty_word_or_list_is_refused(words):
 def test_a_template_without_the_prompt_is_refused():
     with pytest.raises(ValueError, match=r"must contain \{word\} and \{prompt\}"):
         ControlWords(("a",), ("b",), template="{word}.")
+
+
+@pytest.mark.parametrize(
+    "template", ["{word}. {prompt} {word}", "{prompt}. {prompt}", "{word}{prompt}{}", "{{word}}. {prompt}"]
+)
+def test_a_template_with_a_part_twice_or_other_braces_is_refused(template):
+    with pytest.raises(ValueError, match=r"once each|braces other"):
+        ControlWords(("a",), ("b",), template=template)
+
+
+@pytest.mark.parametrize("weights", [(), (1.0,) * 4, (2.5,) * 4])
+def test_equal_weights_give_the_very_turns_of_no_weights(weights):
+    words = ControlWords(PAPER_WORDS.positive, PAPER_WORDS.negative, positive_weights=weights)
+    for update in range(1, 50):
+        assert words.positive_for(update) == PAPER_WORDS.positive[update % 4]
+
+
+def test_a_words_turn_comes_as_often_as_it_weighs_and_the_turns_are_spread():
+    words = ControlWords(("A", "B", "C"), ("n",), positive_weights=(2.0, 1.0, 1.0))
+    taken = [words.positive_for(update) for update in range(40)]
+    assert Counter(taken) == {"A": 20, "B": 10, "C": 10}
+    assert taken[:8] == ["A", "B", "C", "A"] * 2  # of five in a row never more than three are the heavy word
+    assert Counter(turns((0.1, 10.0))) == {1: 100, 0: 1}
+    assert turns((0.3, 0.6)) == turns((1.0, 2.0))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 0.25, 10.1, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="word's weight"):
+        ControlWords(("a", "b"), ("c",), positive_weights=(1.0, weight))
+
+
+def test_a_weight_is_needed_for_each_word():
+    with pytest.raises(ValueError, match="negative control words have 1 weights for 2 words"):
+        ControlWords(("a",), ("b", "c"), negative_weights=(1.0,))
+
+
+class Brightness:
+    """A reward without a text branch: the square of an image's mean, halved."""
+
+    name = "brightness"
+
+    def score(self, image, texts):
+        return image.mean(dim=(1, 2, 3)).square() / 2
+
+
+def test_without_text_the_reward_is_relative_to_the_image_under_noise():
+    """d r/dx = mean / n, so the gradient of the difference is (mean - mean under noise) / n = -std mean(noise) / n."""
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    found = relative_to_noise(Brightness(), image, ["", ""], seed=3, std=0.1)
+    torch.testing.assert_close(found.difference, found.clean - found.noisy)
+    (gradient,) = torch.autograd.grad(found.difference.sum(), image)
+    noise = under_noise(torch.zeros(1, 3, 8, 8), 3, 0.1)[0]
+    torch.testing.assert_close(gradient, (-noise.mean() / 192).expand_as(gradient))
+
+
+def test_noise_belongs_to_the_seed_and_not_to_the_neighbours():
+    image = torch.rand(3, 3, 4, 4)
+    assert torch.equal(under_noise(image, 5)[1:2], under_noise(image[1:2], 5))
+    assert not torch.equal(under_noise(image, 5), under_noise(image, 6))
 
 
 @pytest.mark.parametrize("form", [srp, cfg_like])
