@@ -17,7 +17,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     own = "(default: the miniature's, over the miniature alone)"
     parser.add_argument("--model", type=Path, default=default.model, help="base model, a FluxPipeline folder")
     parser.add_argument("--srpo", type=Path, help=f"SRPO weights over it, a file or a folder {own}")
-    parser.add_argument("--reward", type=Path, help=f"reward that scores, a CLIPModel folder {own}")
+    parser.add_argument("--reward", type=Path, help=f"reward that scores, KIND:PLACE or a CLIPModel folder {own}")
     parser.add_argument("--judge", type=Path, help=f"the independent judge's folder {own}")
     parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")
     parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1, mps ...")

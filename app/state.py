@@ -21,7 +21,7 @@ class Options:
 
     model: Path = paths.FLUX  # a FluxPipeline folder
     srpo: Path | None = None  # a transformer's weights over that pipeline, shown as the right side
-    reward: Path | None = None  # a CLIPModel folder
+    reward: Path | None = None  # a reward's name: a CLIPModel folder, or KIND:PLACE (srpo.rewards.catalogue)
     judge: Path | None = None
     runs: Path = Path("runs")
     device: str = "cpu"

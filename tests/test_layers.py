@@ -21,10 +21,11 @@ OURS = {
     "srpo.runs": (),
     "srpo.studies": (),
     "srpo.policies": ("srpo.flow", "srpo.runs.atomic"),
-    "srpo.rewards": ("srpo.flow",),
+    "srpo.rewards": ("srpo.flow", "srpo.runs.atomic"),
     "srpo.objectives": ("srpo.flow", *PROTOCOLS),
     "srpo.training": (
         *("srpo.flow", "srpo.objectives", "srpo.evaluation", "srpo.runs", "srpo.miniature.paths"),
+        "srpo.rewards.catalogue",  # names and cards, no model
         *PROTOCOLS,
     ),
     "srpo.evaluation": ("srpo.flow", "srpo.objectives", "srpo.runs", "srpo.studies", *PROTOCOLS),

@@ -28,6 +28,7 @@ from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
 from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
+from srpo.rewards.catalogue import resolved
 from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
 
@@ -387,7 +388,7 @@ class FineTune:
             "max_sequence_length": options.max_sequence_length,
         }
         if options.reward is not None:
-            fixed["reward"] = str(options.reward.resolve())
+            fixed["reward"] = resolved(options.reward)
         if options.judge is not None:
             fixed["validation.judge"] = str(options.judge.resolve())
         elif preset(preset_name).validation.judge is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from app.services.requests import MAX_SIDE, BadInput
 from app.state import Options
 from srpo.miniature import paths
+from srpo.rewards.catalogue import card_of
 from srpo.runs import WEIGHTS_NAME, RunFolder, list_runs
 
 MINIATURE_SIDE = 128  # pixels
@@ -148,7 +149,9 @@ class Catalogue:
             )
         else:
             unknown.append(options.model)
-        for path in (options.srpo, options.reward, options.judge):
+        if card := card_of(options.reward):
+            said.append(f"Reward <b>{html.escape(card.title)}</b>: {html.escape(card.licence)}.")
+        for path in (options.srpo, None if card else options.reward, options.judge):
             if path is None or paths.ROOT in path.resolve().parents:
                 continue
             if _is_repository(path, "tencent/SRPO"):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from srpo.miniature.world import CONTENT_ATTRIBUTES
-from srpo.rewards.clip import ClipReward
+from srpo.rewards.base import EmbeddingReward, Reward
 from srpo.rewards.control_words import PAPER_WORDS, ControlWords
+from srpo.rewards.load import load_reward
 
 if TYPE_CHECKING:
     from srpo.miniature.judge import Judge
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 NO_SCORES = (
     "Scores are off: the miniature’s reward and judge know its own small world alone. "
-    "Start the app with --reward FOLDER, the folder of a CLIPModel such as PickScore."
+    "Start the app with --reward KIND:PLACE; python -m srpo.score --list tells which there are and how to get them."
 )
 
 
@@ -38,17 +39,20 @@ class Scorer:
     """The reward and the judge, as far as they are there; `note` tells a visitor what is off, and how to have it."""
 
     def __init__(
-        self, reward: ClipReward | None, judge: Judge | None, note: str = "", words: ControlWords = PAPER_WORDS
+        self, reward: Reward | None, judge: Judge | None, note: str = "", words: ControlWords = PAPER_WORDS
     ) -> None:
         self.reward, self.judge, self.note, self.words = reward, judge, note, words
 
     @classmethod
     def load(cls, reward: Path | None, judge: Path | None) -> Scorer:
-        """Both from their folders. One that is not named or cannot be loaded leaves its lines out of the table."""
+        """The reward by its name, the judge from its folder.
+
+        One that is not named or cannot be loaded leaves its lines out of the table.
+        """
         if reward is None and judge is None:
             return cls(None, None, NO_SCORES)
         found, problems = [], []
-        for load, folder in ((ClipReward.from_pretrained, reward), (_judge, judge)):
+        for load, folder in ((load_reward, reward), (_judge, judge)):
             try:
                 found.append(None if folder is None else load(folder))
             except ValueError as error:
@@ -69,14 +73,17 @@ class Scorer:
 
     def _reward_rows(self, images: Tensor, prompt: str) -> list[Row]:
         words, reward = self.words, self.reward
-        texts = [words.apply(word, prompt) for word in (*words.positive, *words.negative)]
-        scores = reward.scale * reward.embed_image(images) @ reward.embed_text([*texts, prompt]).T  # (2, words + 1)
-        positive = scores[:, : len(words.positive)].mean(dim=1)
-        negative = scores[:, len(words.positive) : -1].mean(dim=1)
 
         def row(name: str, hint: str, values: Tensor) -> Row:
             return Row(name, hint, float(values[0]), float(values[1]))
 
+        if not isinstance(reward, EmbeddingReward):  # it judges a picture whole: words in front are not its matter
+            hint = f"what {reward.name} says of each side"
+            return [row("Reward of the prompt alone", hint, reward.score(images, [prompt, prompt]))]
+        texts = [words.apply(word, prompt) for word in (*words.positive, *words.negative)]
+        scores = reward.scale * reward.embed_image(images) @ reward.embed_text([*texts, prompt]).T  # (2, words + 1)
+        positive = scores[:, : len(words.positive)].mean(dim=1)
+        negative = scores[:, len(words.positive) : -1].mean(dim=1)
         return [
             row("Reward with photo words in front", f"mean of {', '.join(words.positive)}", positive),
             row("Reward with drawing words in front", f"mean of {', '.join(words.negative)}", negative),

@@ -26,10 +26,10 @@ def resize_shortest(image: Tensor, size: int) -> Tensor:
 
 
 def resize_longest(image: Tensor, size: int) -> Tensor:
-    """Images (B, 3, h, w) whose longer side is `size` pixels, the proportions kept."""
+    """Images (B, 3, h, w) whose longer side is `size` pixels, the proportions kept, rounded as HPSv2's package does."""
     height, width = image.shape[-2:]
-    long = max(height, width)
-    return _resize(image, max(1, round(size * height / long)), max(1, round(size * width / long)))
+    scale = size / max(height, width)  # multiplied, not divided: halves round to the same side as there
+    return _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def center_crop(image: Tensor, height: int, width: int) -> Tensor:

@@ -12,7 +12,9 @@ from srpo.miniature.world import CONTENT_ATTRIBUTES, attributes, neutral_prompts
 from srpo.objectives.direct_align import DirectAlign
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.lora import add_lora
-from srpo.rewards.clip import ClipReward
+from srpo.rewards.base import EmbeddingReward
+from srpo.rewards.catalogue import CARDS
+from srpo.rewards.load import load_reward
 from srpo.training import distributed
 from srpo.training.config import Numerics, TrainConfig, ValidationConfig, read_prompts
 from srpo.training.devices import require_device
@@ -41,9 +43,12 @@ def assemble(config: TrainConfig) -> Trainer:
     offline = _offline(config)
     validation_prompts = read_prompts(config.validation.prompts) if config.validation.prompts else prompts
     policy = _policy(config, device)
-    reward = ClipReward.from_pretrained(
+    reward = load_reward(
         config.reward, scale=config.reward_scale, device=device, local_files_only=config.local_files_only
     )
+    if not isinstance(reward, EmbeddingReward):
+        fit = ", ".join(card.kind for card in CARDS.values() if card.is_dual_encoder)
+        raise ValueError(f"the reward {reward.name} has no text vectors for control words: choose one of {fit}")
     return Trainer(
         policy,
         DirectAlign(config.objective, config.signal, world.shard),
@@ -126,7 +131,7 @@ def _loaded_measures(chosen: ValidationConfig, device: str, local_files_only: bo
     if chosen.judge is not None:
         measures |= judge_measures(Judge.from_pretrained(chosen.judge))
     if chosen.reward is not None:
-        second = ClipReward.from_pretrained(chosen.reward, device=device, local_files_only=local_files_only)
+        second = load_reward(chosen.reward, device=device, local_files_only=local_files_only)
         measures["reward"] = lambda images, prompts: second.score(images, prompts).cpu()
     return measures
 

@@ -66,7 +66,7 @@ class ValidationConfig:
     num_steps: int = 12
     guidance: float = 3.5
     judge: str | None = None  # folder of the miniature's judge: adds "photo" and "content"
-    reward: str | None = None  # folder (or hub id) of a second CLIPModel: adds "reward"
+    reward: str | None = None  # a second reward, named as below or of any other kind: adds "reward"
     maximise: str = "sharpness"  # the score that the best checkpoint has most of
     limits: Limits = field(default_factory=dict)  # how far other scores may move from the start: lowest, highest
     stop: bool = False  # True: the run ends once two validations confirm that it is over-optimised
@@ -99,7 +99,7 @@ class TrainConfig:
 
     model: str = str(paths.FLUX)  # folder (or hub id) of a FLUX pipeline
     max_sequence_length: int = 64  # text tokens the model reads
-    reward: str = str(paths.REWARD)  # folder (or hub id) of a CLIPModel with tokenizer and image processor
+    reward: str = str(paths.REWARD)  # folder (or hub id) of a CLIPModel, or KIND:PLACE (`python -m srpo.score --list`)
     reward_scale: float = 1.0  # 1 for CLIP and HPSv2, 5 for PickScore
     prompts: str = str(PROMPTS)  # text file, one prompt per line
     device: str = "cpu"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from srpo.rewards.catalogue import place_of
 from srpo.runs import RunFolder
 from srpo.runs.environment import differences, environment
 from srpo.training.config import TrainConfig, config_dict
@@ -19,17 +20,23 @@ INPUTS = (
     "validation.reward",
     "validation.prompts",
 )
+REWARDS = ("reward", "validation.reward")  # named by kind and place
 MAY_CHANGE = ("updates", "checkpoint_every", "device", "local_files_only", "validation.stop", *INPUTS)
 
 
 def pinned_settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting that must stay, by its name with dots."""
-    return {name: value for name, value in _flat(config_dict(config)) if name not in MAY_CHANGE}
+    """Every setting that must stay, by its name with dots; of a reward's name KIND:PLACE, the kind."""
+    flat = dict(_flat(config_dict(config)))
+    kinds = {name: flat[name].removesuffix(place_of(flat[name])) for name in REWARDS if flat[name] is not None}
+    return {name: value for name, value in flat.items() if name not in MAY_CHANGE} | {
+        f"the kind of {name}": kind for name, kind in kinds.items() if kind
+    }
 
 
 def inputs(config: TrainConfig) -> dict[str, str]:
     """Where the run reads, by the setting that says so."""
-    return {name: value for name, value in _flat(config_dict(config)) if name in INPUTS and value is not None}
+    named = {name: value for name, value in _flat(config_dict(config)) if name in INPUTS and value is not None}
+    return {name: place_of(value) if name in REWARDS else value for name, value in named.items()}
 
 
 def changes_since(run: RunFolder, config: TrainConfig) -> list[str]:

@@ -30,3 +30,14 @@ def settle(page):
     page.evaluate("""() => Promise.all(document.getAnimations()
       .filter((animation) => Number.isFinite(animation.effect.getComputedTiming().endTime))
       .map((animation) => animation.finished))""")
+
+
+def open_panel(page, button, first):
+    """Opens a panel or a tab by its button, until `first`, a field in it, can be typed into.
+
+    Gradio gives the fields of whatever opens their values once more, a frame after it has drawn them for the first
+    time: what is typed before that is lost.
+    """
+    button.click()
+    first.wait_for()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -6,15 +6,16 @@ import re
 import pytest
 from PIL import Image
 
-from tests.browser.pages import generate, pixel_width, set_numbers, settle, wait_for
+from tests.browser.pages import generate, open_panel, pixel_width, set_numbers, settle, wait_for
 
 pytestmark = pytest.mark.browser
 
 
 def open_grid(page, lines):
     """Opens the grid and types its prompts."""
-    page.locator("#grid-panel > button").click()
-    page.locator("#grid-prompts textarea").fill(lines)
+    prompts = page.locator("#grid-prompts textarea")
+    open_panel(page, page.locator("#grid-panel > button"), prompts)
+    prompts.fill(lines)
 
 
 def pictures(page):
@@ -199,7 +200,7 @@ def test_what_is_asked_while_an_earlier_answer_is_ending_is_answered(open_page):
 
 def test_the_buttons_keep_up_with_changes_that_overtake_their_answers(open_page):
     page = open_page(before=SLOW)
-    page.locator("#grid-panel > button").click()
+    open_panel(page, page.locator("#grid-panel > button"), page.locator("#grid-seeds input[type=number]"))
     for number in (5, 6, 7):
         set_numbers(page, num_seeds=number, grid_seeds=number)
     page.locator("#generate", has_text="Generate 7 pairs").wait_for()

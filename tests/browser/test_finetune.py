@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.app.serving import make_options, served
+from tests.browser.pages import open_panel
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -31,9 +32,9 @@ def fill(page, name, updates, every=2):
     for selector, value in (("#updates", updates), ("#batch", 2), ("#every", every)):
         page.locator(f"{selector} input").fill(str(value))
         page.locator(f"{selector} input").press("Tab")
-    if not page.locator("#more textarea").is_visible():
-        page.locator("#more-panel > button").click()
     more = page.locator("#more textarea")
+    if not more.is_visible():
+        open_panel(page, page.locator("#more-panel > button"), more)
     more.fill(more.input_value() + "\n" + "\n".join(TINY))
 
 
@@ -169,8 +170,8 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, tmp_path, kee
     assert page.locator("#updates input").input_value() == "0"
     page.locator("#updates input").fill("2")
     page.locator("#updates input").press("Tab")
-    page.locator("#more-panel > button").click()
     more = page.locator("#more textarea")
+    open_panel(page, page.locator("#more-panel > button"), more)
     more.fill("objectve.hinge=0.7")
     page.locator("#start").click()
     page.wait_for_selector("#tune-note:has-text('did you mean objective.hinge')")
