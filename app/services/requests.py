@@ -121,7 +121,7 @@ def model_name(name: str) -> Callable[[object], str]:
 
 R = TypeVar("R", bound=BaseModel)
 Prompt = Annotated[str, BeforeValidator(_prompt)]
-ModelName = Annotated[str, BeforeValidator(_model("the pictures"))]
+ModelName = Annotated[str, BeforeValidator(model_name("the pictures"))]
 Seed = Annotated[int, BeforeValidator(whole("The seed", 0, MAX_SEED))]
 Word = Annotated[str, BeforeValidator(_word)]
 

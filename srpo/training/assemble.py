@@ -15,7 +15,7 @@ from srpo.policies.lora import add_lora
 from srpo.rewards.base import EmbeddingReward
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.load import load_reward
-from srpo.training import distributed
+from srpo.training import cpu, distributed
 from srpo.training.config import Numerics, TrainConfig, ValidationConfig, read_prompts
 from srpo.training.devices import require_device
 from srpo.training.offline import OfflinePictures
@@ -42,6 +42,8 @@ def assemble(config: TrainConfig) -> Trainer:
     require_device(device)
     offline = _offline(config)
     validation_prompts = read_prompts(config.validation.prompts) if config.validation.prompts else prompts
+    if device == "cpu":
+        cpu.keep_freed_memory()
     policy = _policy(config, device)
     reward = load_reward(
         config.reward, scale=config.reward_scale, device=device, local_files_only=config.local_files_only
@@ -49,6 +51,10 @@ def assemble(config: TrainConfig) -> Trainer:
     if not isinstance(reward, EmbeddingReward):
         fit = ", ".join(card.kind for card in CARDS.values() if card.is_dual_encoder)
         raise ValueError(f"the reward {reward.name} has no text vectors for control words: choose one of {fit}")
+    # Under autocast the products are bf16; sharded or shared weights are left as torch's own layers expect them.
+    if device == "cpu" and config.numerics == "float32" and world.size == 1 and cpu.has_fast_products():
+        cpu.speed_up_products(policy.transformer)
+        cpu.speed_up_products(reward.model)
     return Trainer(
         policy,
         DirectAlign(config.objective, config.signal, world.shard),
