@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.curves import Chart, training_charts
 from app.services.pictures import PictureStore
+from app.services.requests import sentence
 from srpo.runs import RunFolder, liveness, settle
 from srpo.runs.records import LIVE, BestRecord, RunState, UpdateRecord, ValidationRecord
 
@@ -145,7 +146,7 @@ class Snapshot:
             run.name,
             "stalled" if stalled else state.status,
             state.phase,
-            state.message,
+            sentence(state.message) if state.message else "",
             max(state.update, self.records[-1].update if self.records and state.status in LIVE else 0),
             state.updates,
             per_minute,

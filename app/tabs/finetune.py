@@ -440,7 +440,7 @@ def head_html(view: RunView) -> str:
     if view.left_s is not None and view.update < view.updates:
         facts.append(f"{said_s(view.left_s)} left")
     if view.best is not None:
-        facts.append(f"best: update {view.best}")
+        facts.append(f"best{' so far' if view.is_live else ''}: {f'update {view.best}' if view.best else 'the start'}")
     if view.device and view.is_live:
         facts.append(f"on {view.device}")
     share = 100 * view.update / view.updates if view.updates else 0

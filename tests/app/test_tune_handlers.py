@@ -9,12 +9,14 @@ import pytest
 from app.services import finetune
 from app.services.device import OURS
 from app.services.requests import BadInput
+from app.services.training_requests import with_lines
 from app.state import Watching
 from app.tabs import finetune as tab
 from app.tabs.compare import UNEXPECTED
 from app.tabs.finetune import FILLED, OWN_FILE, TYPED, Form, Handlers, Live
 from srpo.runs import DeviceLock, RunFolder
 from tests.app.folders import checkpoint, make_run, pretend_to_run, record
+from tests.app.serving import PATIENCE_S
 
 EMPTY = {name: None for name in Form._fields} | {"preset": "studio", "name": "", "more": "", "sinks": []}
 
@@ -211,7 +213,7 @@ def test_a_failed_run_says_why_even_where_it_never_had_settings(do, root):
     run = RunFolder.prepare(root / "one")
     run.write_state("failed", 0, "the reward is missing: set reward")
     live = do.look(Watching())
-    assert 'data-status="failed"' in live.head and "the reward is missing" in live.head
+    assert 'data-status="failed"' in live.head and "The reward is missing: set reward." in live.head
     assert live.resume["interactive"] and is_skip(live.export_form)
 
 
@@ -231,6 +233,40 @@ def test_the_form_is_filled_by_a_preset_and_gives_back_the_same_run(do):
     sent = {name: value for name, value in values.items() if name in Form._fields and not is_skip(value)}
     asked = do.tune.check(do.read_form(*form(**sent)))
     assert [line.split("=")[0] for line in asked] == ["model", "max_sequence_length", "reward", "validation.judge"]
+
+
+@pytest.mark.slow
+def test_the_recipe_for_flux_runs_from_the_form_and_is_validated_without_a_judge(
+    unloaded, options, tmp_path, request_of, monkeypatch
+):
+    """A LoRA in bf16 on tiny weights that stand in for FLUX.1-dev's; another reward looks on."""
+    monkeypatch.setattr(finetune, "is_full_size", lambda model: True)
+    do, watching = Handlers(unloaded(runs=tmp_path / "runs", judge=None)), Watching()
+    preset, *filled = do.open_page()
+    values = dict(zip(FILLED, filled, strict=True))
+    assert preset["value"] == "studio_flux" and values["weights"] == "lora"
+    tiny = ["objective.height=32", "objective.width=32", "objective.rollout_steps=2", "lora.rank=2", "lora.alpha=2"]
+    tiny += ["validation.num_prompts=2", "validation.num_steps=2", f"validation.reward={options.reward}"]
+    asked = {name: value for name, value in values.items() if name in Form._fields}
+    asked |= {"preset": "studio_flux", "name": "flux", "prompt_source": TYPED, "prompts": "a red ball\na blue house"}
+    asked |= {"updates": 2, "prompts_per_update": 2, "validate_every": 1, "more": with_lines(values["more"], tiny)}
+    *_, last = do.start(request_of(), watching, *form(**asked))
+    assert "Run flux started." in last[0]
+    run = RunFolder.open(do.tune.root / "flux")
+    deadline = time.monotonic() + PATIENCE_S
+    while do.tune.snapshot("flux").view().is_live:
+        assert time.monotonic() < deadline, run.log_tail()
+        time.sleep(0.5)
+    live = do.look(watching)
+    assert 'data-status="finished"' in live.head, run.log_tail()
+    assert run.config()["numerics"] == "bf16" and run.config()["device"] == "cpu"
+    scores = {"reward", "saturation", "clipped", "sharpness", "diversity"}
+    assert [set(record.scores) for record in run.validation()] == [scores] * 3
+    assert run.best().rule.startswith("the most sharpness, where saturation rises by at most 0.05")
+    charts = {chart["key"] for chart in live.charts["charts"]}
+    assert charts == {"difference", "scores", "loss", "gradient"} | {f"validation-{score}" for score in scores}
+    assert [form for _, form in live.export_form["choices"]] == ["lora", "kohya", "full"]
+    assert live.film["updates"] == [0, 1, 2]
 
 
 def test_an_unknown_preset_leaves_the_form(do):

@@ -24,10 +24,15 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory):
+def options(tmp_path_factory):
+    """What the app is started with: tiny weights, and a folder of runs."""
+    return make_options(tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="session")
+def address(options):
     """Where the app runs on tiny weights."""
-    folder = tmp_path_factory.mktemp("browser")
-    with served(make_options(folder), folder / "log.txt") as (address, _):
+    with served(options, options.runs.parent / "log.txt") as (address, _):
         yield address
 
 

@@ -187,6 +187,41 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, tmp_path, kee
     keep(page, "finetune-bad-input")
 
 
+def test_a_measurement_is_stopped_by_its_button(open_page, keep):
+    page = open_page()
+    open_tab(page)
+    fill(page, "measured", 4)
+    page.locator("#measure").click()
+    page.wait_for_selector("#tune-note .loading:has-text('Measuring one real update')")
+    keep(page, "finetune-measuring")
+    assert page.locator("#start").is_disabled()
+    page.locator("#stop-asking").click()
+    page.wait_for_selector("#tune-note :text('The measurement was stopped.')")
+    page.wait_for_selector("#start:not([disabled])")
+    assert page.locator("#stop-asking").is_disabled()
+
+
+def test_a_run_of_which_something_has_changed_goes_on_when_that_is_overruled(open_page, options, keep):
+    page = open_page()
+    open_tab(page)
+    begin(page, "changed", 2, every=0)
+    wait_for(page, "finished")
+    file = options.runs / "changed" / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"torch": "1.0"}))
+    page.locator("#run-panel > button").click()
+    page.locator("#extend-by input").fill("2")
+    page.locator("#extend-by input").press("Tab")
+    page.locator("#extend").click()
+    page.wait_for_selector("#changes li:has-text('torch was 1.0 and is')")
+    keep(page, "finetune-refused")
+    assert page.locator(".run-head").get_attribute("data-status") == "finished"
+    page.locator("#despite").click()
+    page.wait_for_selector("#despite", state="hidden")
+    wait_for_update(page, 4)
+    wait_for(page, "finished")
+    assert "torch was 1.0" in json.loads(file.read_text())["despite"]
+
+
 def test_a_run_outlives_the_app_and_is_found_again(chromium, tmp_path_factory, keep):
     """The app is killed in the middle; a new one shows the living run within five seconds, every point once."""
     folder = tmp_path_factory.mktemp("killed")

@@ -1,15 +1,23 @@
 """Two gloo processes on the CPU against one: DDP for a LoRA, FSDP2 for full weights."""
 
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from srpo.runs import RunFolder
 from srpo.training.assemble import assemble
-from srpo.training.config import ValidationConfig
+from srpo.training.config import ValidationConfig, config_dict
 from srpo.training.distributed import World, like, session, whole, world
 from srpo.training.presets import studio
+from tests.app.serving import PATIENCE_S
 from tests.training.ranks import train_part
 
 PROMPTS = ["a red ball", "a blue house", "a green tree", "a yellow boat", "a flower"]
@@ -64,6 +72,40 @@ def test_two_processes_train_as_one_does(weights, config, tmp_path):
             difference = max((told[after][name] - value).abs().max().item() for name, value in alone.weights().items())
             assert difference < 1e-5
         assert all(torch.equal(told["weights"][name], value) for name, value in told["resumed"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["launcher", "main process"])
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_two_processes_save_together_and_exit_with_0_whoever_is_told_to_stop(told, weights, config, tmp_path):
+    """torchrun's own status is 0 where every process's is. A launcher that is told itself says 1 all the same."""
+    run = RunFolder(tmp_path / "run")
+    settings = replace(config, weights=weights, updates=100_000)
+    options = [f"--set={name}={json.dumps(value)}" for name, value in config_dict(settings).items()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    log = tmp_path / "log.txt"
+    with log.open("w") as output:
+        job = subprocess.Popen(
+            [*launcher, "-m", "srpo.training", *options, f"--out={run.path}"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "SRPO_RUNTIME_DIR": str(tmp_path / "locks")},
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while len(run.progress()) < 2:
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        os.kill(job.pid if told == "launcher" else run.job().pid, signal.SIGTERM)
+        status = job.wait(PATIENCE_S)
+    finally:
+        job.terminate()
+        job.wait()
+    assert status == (1 if told == "launcher" else 0), log.read_text()
+    state = run.state()
+    assert (state.status, state.message) == ("stopped", ""), log.read_text()
+    assert state.update == run.progress()[-1].update == run.checkpoint_updates()[-1] >= 2
+    assert f"stopped: go on with --resume {run.path}" in log.read_text()
 
 
 def test_one_process_needs_no_group(monkeypatch):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from srpo.runs import RunFolder, device_holder, liveness, resume_run, settle, st
 from srpo.runs.processes import is_alive
 from srpo.training.__main__ import main
 from srpo.training.presets import PRESETS
-
-WAIT_S = 120  # a machine may be busy
+from tests.app.serving import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +134,10 @@ def test_a_run_that_cannot_go_on_as_asked_stays_as_it_was(settings, tmp_path, ca
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_with_0(number, settings, tmp_path):
+    """Within ten seconds of its own: on a machine that is busy with other things, the clock may say more.
+
+    And within the update that is under way, so that a slow model makes no difference.
+    """
     out = tmp_path / "run"
     command = [sys.executable, "-m", "srpo.training", *settings, "--set", "updates=100000", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -141,22 +145,35 @@ def test_a_signal_saves_and_exits_with_0(number, settings, tmp_path):
         for line in process.stdout:
             if line.startswith("update 2/"):
                 break
+        os.kill(process.pid, signal.SIGSTOP)  # so that nothing is done between what is read here and the signal
+        before, seconds = len(RunFolder.open(out).progress()), cpu_seconds(process.pid)
         process.send_signal(number)
-        started = time.monotonic()
-        rest, _ = process.communicate(timeout=60)
-        assert time.monotonic() - started < 10
+        os.kill(process.pid, signal.SIGCONT)
+        rest, after = process.stdout.read(), os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(after[1])
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
     assert process.returncode == 0, rest
+    assert after[2].ru_utime + after[2].ru_stime - seconds < 10
     assert f"--resume {out}" in rest
     run = RunFolder.open(out)
     assert run.state().status == "stopped"
     assert run.state().update == run.progress()[-1].update == run.checkpoint_updates()[-1] >= 2
+    assert run.state().update <= before + 1
     assert run.job().pid == process.pid
 
 
+def cpu_seconds(pid):
+    """What a process has worked so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def wait_until(condition, run):
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, run.log_tail()
         time.sleep(0.05)
@@ -167,10 +184,8 @@ def test_a_run_in_a_process_of_its_own_is_stopped_resumed_killed_and_goes_on(cha
     run = start_run(tmp_path / "runs", "a", "studio", [*changes, "updates=100000", "checkpoint_every=1"])
     assert run.state().status == "starting"
     wait_until(lambda: run.progress(), run)
-    began = time.monotonic()
-    state = stop_run(run)
-    assert time.monotonic() - began < 10
-    assert (state.status, state.update) == ("stopped", run.checkpoint_updates()[-1])
+    state = stop_run(run, grace_s=PATIENCE_S)
+    assert (state.status, state.update, state.message) == ("stopped", run.checkpoint_updates()[-1], "")
     assert "update 1/100000" in run.log_tail(1000)
 
     done = state.update
