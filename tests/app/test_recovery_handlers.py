@@ -35,7 +35,7 @@ def test_a_grid_fills_and_offers_its_sheet_and_its_levels(do, request_of):
     outputs = list(recover(do, request_of()))
     assert [buttons(output) for output in outputs] == [BUSY] * (len(outputs) - 1) + [AS_THEY_ARE]
     assert buttons(do.ready(request_of())) == FREE
-    grid, charts, sheet, level, model = outputs[-1][:5]
+    grid, _, sheet, level, model = outputs[-1][:5]
     assert grid["phase"] == "done" and grid["rows"][0]["cells"][0]["picture"].startswith("gradio_api/file=/")
     assert "charts" not in grid and "sheet" not in grid
     assert sheet["visible"] and sheet["value"].endswith("_recoveries.png")
