@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,6 +26,7 @@ from srpo.flow.samplers import euler
 from srpo.policies.base import Conditioning
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
+from srpo.rewards.base import to_pil
 
 # Bytes of transformers kept beside the base's own: on a GPU one FLUX in bf16, in the machine's memory many miniatures.
 GPU_BUDGET, CPU_BUDGET = 24 * 2**30, 2**29
@@ -187,12 +187,6 @@ def memory_named(task: str, advice: str = "free some, or use a larger device") -
         traceback.clear_frames(error.__traceback__)  # which hold on to their tensors
         torch.cuda.empty_cache()
         raise BadInput(f"The device has too little free memory to {task}: {advice}.") from None
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """The PIL picture of an image (1, 3, H, W) in [0, 1]."""
-    pixels = image[0].detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def versions() -> dict[str, str]:

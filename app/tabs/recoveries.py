@@ -46,7 +46,7 @@ from app.services.recovery_requests import (
     d_sigmas_of,
     levels_of,
 )
-from app.services.requests import MAX_GUIDANCE, MAX_STEPS, PLAIN, SIZE_MULTIPLE, BadInput, parse
+from app.services.requests import MAX_GUIDANCE, MAX_STEPS, SIZE_MULTIPLE, BadInput, parse
 from app.services.studio import Studio
 from app.tabs.compare import UNEXPECTED, WORKING, visitor
 
@@ -56,6 +56,7 @@ V = TypeVar("V", Recoveries, Film, Pushes)
 
 JOB = "recoveries"
 DEFAULT_NOISES = 4
+PAPER_WORD = "Real"  # one of the paper's positive words: training scores pictures under them
 CHIPS = (0.99, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 # The fields of the form, in the order in which the handlers receive them.
 RUN = ("prompt", "painter", "seed", "steps", "guidance", "width", "height")
@@ -65,13 +66,13 @@ FORM = (
 )  # fmt: skip
 PUSH = ("level", "model", "text", "word", "step")
 PUSH_HEAD = (
-    '<div class="panel-head"><h2>Where would the reward push?</h2><p>The gradient of the reward at each recovery, as a '
-    "map of its strength, and the picture after one small step along it. On the blur of an early one-step prediction it "
-    "points elsewhere than on the finished picture.</p></div>"
+    '<div class="panel-head"><h2>Where would the reward push?</h2><p>The gradient of the reward at each recovery, as '
+    "a map of its strength, and the picture after one small step along it. On the blur of an early one-step prediction "
+    "it points elsewhere than on the finished picture.</p></div>"
 )
 FILM_HEAD = (
-    '<div class="panel-head"><h2>The sampling run, level by level</h2><p>What the model has, what it predicts, and what '
-    "Direct-Align recovers, from pure noise to the picture of this prompt and seed.</p></div>"
+    '<div class="panel-head"><h2>The sampling run, level by level</h2><p>What the model has, what it predicts, and '
+    "what Direct-Align recovers, from pure noise to the picture of this prompt and seed.</p></div>"
 )
 LPIPS = (
     "LPIPS is measured too where the package <code>lpips</code> is installed. It brings torchvision, which must have "
@@ -173,15 +174,14 @@ class Handlers:
         choices = [(model.label, model.id) for model in self.studio.catalogue.models()]
         return (gr.update(choices=choices),) * 2
 
-    def cost(self, chips: list[float], typed: str, d_sigmas: str, num_noises: object) -> str:
-        """What Recover says: how many cells it will make, and under how many noises they are measured."""
+    def cost(self, chips: list[float], typed: str, d_sigmas: str) -> str:
+        """What Recover says: how many cells it will make of each model."""
         try:
             num_levels = len(levels_of([*(chips or []), typed or ""]))
             num_rows = 3 + len(d_sigmas_of(d_sigmas))
         except ValueError:
             return "Recover"
-        noises = f", {int(num_noises)} noises" if (num_noises or 1) > 1 else ""
-        return f"Recover: {num_levels * num_rows} cells{noises}"
+        return f"Recover {num_levels * num_rows} cells"
 
 
 def _busy(running: bool) -> tuple:
@@ -214,7 +214,7 @@ def build(studio: Studio) -> None:
     with gr.Row(elem_id="recoveries", equal_height=False):
         with gr.Column(elem_id="recover-ask", elem_classes="pane", scale=0, min_width=372):
             source = gr.Radio(
-                [("A new picture", "generate"), ("My own", "upload"), ("An example", "example")],
+                [("New", "generate"), ("My own", "upload"), ("Example", "example")],
                 value="generate",
                 label="Start from",
                 elem_id="recover-source",
@@ -263,7 +263,7 @@ def build(studio: Studio) -> None:
                     elem_id="recover-d-sigmas",
                 )
             with gr.Row(elem_id="recover-go"):
-                label = do.cost(chips.value, "", d_sigmas.value, DEFAULT_NOISES)
+                label = do.cost(chips.value, "", d_sigmas.value)
                 recover = gr.Button(label, variant="primary", elem_id="recover")
                 stop = gr.Button("Stop", interactive=False, elem_id="recover-stop")
             own_noise = gr.Radio(
@@ -314,7 +314,7 @@ def build(studio: Studio) -> None:
                     model = gr.Dropdown([], label="Model", min_width=130, elem_id="push-model")
                     word = gr.Dropdown(
                         prompts.control_words(),
-                        value=PLAIN,
+                        value=PAPER_WORD,
                         label="Control word",
                         allow_custom_value=True,
                         min_width=130,
@@ -361,7 +361,7 @@ def build(studio: Studio) -> None:
     source.change(do.choose_source, source, [file, example, painter], **follow)
     example.input(do.choose_example, example, prompt, **follow)
     prompt.change(lambda said: said, prompt, text, **follow)
-    counted = [chips, typed, d_sigmas, num_noises]
+    counted = [chips, typed, d_sigmas]
     gr.on([field.change for field in counted], do.cost, counted, recover, **follow)
     page = gr.context.Context.root_block
     page.load(do.model_choices, outputs=[painter, models], **press)

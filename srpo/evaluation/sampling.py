@@ -29,12 +29,29 @@ def sample_images(
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"one seed for each prompt is needed: {len(prompts)} prompts came with {len(seeds)} seeds")
-    sigmas = policy.schedule(num_steps, height, width)
     images = []
     for start in range(0, len(prompts), batch):
         chosen = slice(start, start + batch)
-        cond = policy.encode_prompts(prompts[chosen])
-        noise = torch.cat([policy.initial_noise(seed, height, width) for seed in seeds[chosen]])
-        *_, last = euler(lambda x_t, sigma, cond=cond: policy.velocity(x_t, sigma, cond, guidance), noise, sigmas)
-        images.append(policy.decode(last.x_t).cpu())
+        settings = {"num_steps": num_steps, "guidance": guidance, "height": height, "width": width}
+        _, x0 = sample_latents(policy, prompts[chosen], seeds[chosen], **settings)
+        images.append(policy.decode(x0).cpu())
     return torch.cat(images)
+
+
+@torch.no_grad()
+def sample_latents(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_steps: int = 28,
+    guidance: float = 3.5,
+    height: int = 128,
+    width: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """(noise, x0), (N, C, height/8, width/8) each: the noises of the seeds, and the clean latents made of them."""
+    cond = policy.encode_prompts(prompts)
+    noise = torch.cat([policy.initial_noise(seed, height, width) for seed in seeds])
+    sigmas = policy.schedule(num_steps, height, width)
+    *_, last = euler(lambda x_t, sigma: policy.velocity(x_t, sigma, cond, guidance), noise, sigmas)
+    return noise, last.x_t

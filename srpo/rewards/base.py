@@ -50,6 +50,12 @@ def image_tensor(picture: Image.Image, device: str | torch.device = "cpu") -> Te
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
 
 
+def to_pil(image: Tensor) -> Image.Image:
+    """The picture of an image (1, 3, H, W) in [0, 1]."""
+    pixels = image[0].detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
 @torch.no_grad()
 def score_images(
     reward: Reward, pictures: Sequence[Image.Image], texts: Sequence[str], batch_size: int = 16

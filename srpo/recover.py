@@ -1,0 +1,146 @@
+"""python -m srpo.recover: recoveries of one picture on a sheet, or with --figures those of the miniature in docs/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from srpo.evaluation.recoveries import D_SIGMAS, SIGMAS, grid_methods, recover, schedule_shift, shifted
+from srpo.evaluation.recovery_errors import Tally, Yardstick
+from srpo.evaluation.sampling import sample_latents
+from srpo.evaluation.shares import Mean
+from srpo.evaluation.sheets import png_texts, sheet
+from srpo.miniature import paths
+from srpo.miniature import recoveries as miniature
+from srpo.policies.checkpoints import load_transformer
+from srpo.policies.flux import FluxPolicy
+from srpo.rewards.base import image_tensor, to_pil
+from srpo.rewards.clip import ClipReward
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 2 with one sentence for what cannot be done."""
+    options = _options(arguments)
+    try:
+        if options.figures:
+            figures = miniature.measure(lambda text: print(text, file=sys.stderr, flush=True))
+            for path in miniature.write(figures, options.out or miniature.DOCS):
+                print(path)
+        else:
+            print(draw(options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw(options: argparse.Namespace) -> Path:
+    """The sheet's file. Prints a line for every method and level: its errors, with intervals over several noises."""
+    policy = FluxPolicy.from_pretrained(
+        options.model,
+        device=options.device,
+        dtype=torch.float32 if options.device == "cpu" else torch.bfloat16,
+        max_sequence_length=options.text_tokens,
+    )
+    if options.weights is not None:
+        policy = policy.with_transformer(load_transformer(options.weights, policy.transformer))
+    height, width = options.size
+    cond = policy.encode_prompts([options.prompt])
+    x0 = _encoded(policy, options) if options.picture else _sampled(policy, options)
+    seeds = range(options.noise_seed, options.noise_seed + options.noises)
+    noise = torch.cat([policy.initial_noise(seed, height, width) for seed in seeds])
+    sigmas = options.sigmas
+    if options.shifted:
+        sigmas = shifted(sigmas, schedule_shift(policy, height, width))
+    methods = grid_methods(options.d_sigmas)
+    with torch.no_grad():
+        original = policy.decode(x0)
+    reward = ClipReward.from_pretrained(options.reward) if options.reward else None
+    yardstick, tally = Yardstick(original, reward, options.prompt), Tally()
+    pictures: dict[tuple[int, int], Image.Image] = {(0, 0): to_pil(original)}
+    notes: dict[tuple[int, int], str] = {}
+    for cell in recover(policy, x0, noise, cond, sigmas, methods, options.guidance):
+        place = methods.index(cell.method), 1 + list(sigmas).index(cell.sigma)
+        tally.add(cell, yardstick(cell.image))
+        pictures[place] = to_pil(cell.image[:1])
+        if cell.shortened:
+            notes[place] = f"step cut short at σ {cell.sigma_target:.4g}"
+        psnr, ssim = (tally.mean(cell.method, cell.sigma, name) for name in ("psnr", "ssim"))
+        print(f"sigma {cell.sigma:.4g}  {cell.method.name:<34} PSNR {_said(psnr, '.2f')}  SSIM {_said(ssim, '.3f')}")
+    cells = [[pictures.get((row, column)) for column in range(1 + len(sigmas))] for row in range(len(methods))]
+    heads = ["original", *(f"σ {sigma:.4g}" for sigma in sigmas)]
+    page = sheet([method.name for method in methods], heads, cells, options.prompt, notes)
+    out = options.out or Path("recoveries.png")
+    record = {"kind": "recoveries", "request": vars(options) | {"sigmas": list(sigmas)}}
+    page.save(out, pnginfo=png_texts(json.loads(json.dumps(record, default=str))))
+    return out
+
+
+def _encoded(policy: FluxPolicy, options: argparse.Namespace) -> Tensor:
+    """(1, C, H/8, W/8) latents of the file's picture, its middle cut out."""
+    height, width = options.size
+    with Image.open(options.picture) as image:
+        fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    with torch.no_grad():
+        return policy.encode_image(image_tensor(fitted, policy.device))
+
+
+def _sampled(policy: FluxPolicy, options: argparse.Namespace) -> Tensor:
+    """(1, C, H/8, W/8) latents that the model makes of the prompt."""
+    height, width = options.size
+    settings = {"num_steps": options.steps, "guidance": options.guidance, "height": height, "width": width}
+    return sample_latents(policy, [options.prompt], [options.seed], **settings)[1]
+
+
+def _said(value: Mean, form: str) -> str:
+    """The mean, with its interval where there is one."""
+    return f"{value.mean:{form}}" + (f" ({value.low:{form}} to {value.high:{form}})" if value.count > 1 else "")
+
+
+def _numbers(kind: type, count: int | None = None) -> Callable[[str], tuple]:
+    """Reads numbers with commas between them; exactly `count`, where that is given."""
+
+    def read(text: str) -> tuple:
+        numbers = tuple(kind(part) for part in text.split(","))
+        if count is not None and len(numbers) != count:
+            raise argparse.ArgumentTypeError(f"expected {count} numbers with a comma between them, got {text!r}")
+        return numbers
+
+    return read
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo.recover",
+        description="Adds known noise to a picture and recovers it by every method: Figure 3 of the SRPO paper.",
+    )
+    parser.add_argument("picture", nargs="?", type=Path, help="a picture's file; without one the prompt is painted")
+    parser.add_argument("--prompt", default="a red ball on a beach at sunset", help="what the model is told")
+    parser.add_argument("--out", type=Path, help="the sheet's file, recoveries.png by default; a folder for --figures")
+    parser.add_argument("--figures", action="store_true", help="measure the miniature and write docs/recoveries.md")
+    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a FluxPipeline folder")
+    parser.add_argument("--weights", type=Path, help="another transformer over it, such as SRPO's")
+    parser.add_argument("--reward", type=Path, help="a CLIPModel folder, for distances in its eyes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--size", type=_numbers(int, 2), default=(128, 128), metavar="H,W", help="in pixels")
+    parser.add_argument("--sigmas", type=_numbers(float), default=SIGMAS, metavar="S,S,...")
+    parser.add_argument("--shifted", action="store_true", help="move the levels as the model's schedule does")
+    parser.add_argument("--d-sigmas", type=_numbers(float), default=D_SIGMAS, metavar="D,D,...")
+    parser.add_argument("--noise-seed", type=int, default=1)
+    parser.add_argument("--noises", type=int, default=1, help="of consecutive seeds, for intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of a painted picture")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance", type=float, default=3.5)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
