@@ -92,6 +92,6 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """The style sheets, with the difference map's own colours for its legend."""
-    sheets = [HERE / "theme.css", *(HERE / "components" / f"{name}.css" for name in ("stage", "curves", "guide"))]
+    sheets = [HERE / "theme.css", *sorted((HERE / "components").glob("*.css"))]
     scale = f":root {{ --difference-scale: {plots.scale_css()}; }}\n"
     return scale + "\n".join(path.read_text(encoding="utf-8") for path in sheets)

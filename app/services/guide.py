@@ -47,6 +47,7 @@ MAX_SIGMA = 0.99  # a recovery divides by 1 - sigma
 FRESH_NOISE = 1_000_003  # from a picture's seed to that of a noise it was not painted from
 MAX_KEPT = 8 * NUM_PICTURES  # pictures
 PATIENCE_S = 1.0  # in the device's line, for work of a moment
+NO_REWARD = "There is no reward to ask: start the app with --reward FOLDER, a CLIPModel such as PickScore."
 DISCOUNTS = {"paper": "paper", "PickScore": "paper_pickscore", "studio": "studio"}  # names of the page, and presets
 
 
@@ -77,6 +78,7 @@ class Shot:
     seed: int | None = None  # where a click chooses it
     is_photo: bool | None = None  # to the judge
     live: bool = False  # still being painted
+    chosen: bool = False  # the one that the step is about
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ class Guide:
         )
         factor = found.factor(level)
         bars = (
-            Bar("One step: σ", f"{level:.2f}", 0, level, 1),
-            Bar("Direct-Align: d_σ / (1 − σ_target)", f"{factor:.2f}", 0, factor, 0),
+            Bar("One step: error × σ", f"{level:.2f}", 0, level, 1),
+            Bar("Direct-Align: error × d_σ / (1 − σ′)", f"{factor:.2f}", 0, factor, 0),
         )
         gain = aligned - one_step
         said = f"Direct-Align comes {gain:.1f} dB nearer to the picture." if math.isfinite(gain) else ""
@@ -281,7 +283,7 @@ class Guide:
 
         reward = engine.scorer.reward
         if reward is None:
-            raise BadInput(engine.scorer.note)
+            raise BadInput(NO_REWARD)
         words, prompt = ControlWords((asked.positive,), (asked.negative,)), subject.prompt
         for word in (asked.positive, asked.negative):
             count, limit = reward.count_tokens(words.apply(word, prompt))
@@ -303,6 +305,7 @@ class Guide:
                 "your picture" if place == at else "",
                 work.shown(images[place : place + 1]),
                 _alt(prompt, seeds[place]),
+                chosen=place == at,
             )
             for place in ranked
         )
@@ -329,12 +332,11 @@ class Guide:
         sigmas, weights = (
             values.tolist() for values in net_weight_curve(config.objective.levels, config.signal.discounts)
         )
-        zero = Line("nothing of it", [sigmas[0], sigmas[-1]], [0.0, 0.0], 4, dash="dot")
         return Chart(
             "net-weight",
             "Net weight of the general reward, k₊ − k₋",
             f"{_signed(weights[0], 2)} at σ {sigmas[0]:.2f}, {_signed(weights[-1], 2)} at σ {sigmas[-1]:.2f}",
-            (Line("k₊ − k₋", sigmas, weights, 0), zero),
+            (Line("k₊ − k₋", sigmas, weights, 0),),
             x_title="noise level σ",
         )
 
