@@ -383,7 +383,7 @@ def test_a_stopped_training_keeps_what_it_has_shown_and_gives_the_device_back(qu
 
 
 def test_where_training_is_closed_the_srpo_weights_are_shown_and_nothing_is_trained(unloaded, subject, monkeypatch):
-    monkeypatch.setattr(work, "assemble", lambda config: pytest.fail("trained on a closed page"))
+    monkeypatch.setattr(work, "short_run", lambda *arguments: pytest.fail("trained on a closed page"))
     studio = unloaded(local_paths=False)
     last = list(Guide(studio).training(subject, StopFlag()))[-1]
     assert last.phase == "done" and last.said.startswith("Nothing is trained on this page")
