@@ -33,6 +33,7 @@ function picture(shot) {
 function drawShot(shot, choosable) {
   const place = document.createElement("figure"), caption = document.createElement("figcaption");
   place.classList.toggle("live", shot.live);
+  place.classList.toggle("chosen", shot.chosen);
   if (shot.is_photo !== null) place.dataset.photo = String(shot.is_photo);
   caption.append(node("b", shot.name), node("span", shot.note));
   place.append(picture(shot), caption);
@@ -63,7 +64,7 @@ function drawShots(shots, list) {
     else if (shots.children[index] !== place) shots.children[index].replaceWith(place);
   });
   while (shots.children.length > places.length) shots.lastChild.remove();
-  shots.style.setProperty("--columns", String(list.length));
+  shots.style.setProperty("--columns", String(Math.min(list.length, props.columns || list.length)));
   shots.dataset.count = String(list.length);
 }
 
@@ -131,7 +132,7 @@ function receive() {
 }
 
 figure.setAttribute("aria-label", props.name);
-const blank = { name: "", note: "", picture: null, seed: null, is_photo: null, live: false };
+const blank = { name: "", note: "", picture: null, seed: null, is_photo: null, live: false, chosen: false };
 drawRows([{ name: "", shots: Array.from({ length: props.blanks }, () => blank) }]);
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-seed]");

@@ -46,12 +46,13 @@ def stale_value(token: str) -> dict[str, Any]:
     return {"stale": token}
 
 
-def guide_figure(label: str, blanks: int, *, asks: bool = True, **kwargs: Any) -> gr.HTML:
+def guide_figure(label: str, blanks: int, *, columns: int | None = None, asks: bool = True, **kwargs: Any) -> gr.HTML:
     """The component; its value is `figure_value(...)`, `stage.error_value(...)`, `not_now_value(...)` or
     `stale_value(...)`.
 
-    label: what it is, for a screen reader; blanks: places for pictures while there are none; asks: fires `submit` when
-    it comes into view without anything to show. A click on a picture with a seed fires `select`.
+    label: what it is, for a screen reader; blanks: places for pictures while there are none; columns: the most in a
+    row, None for all; asks: fires `submit` when it comes into view without anything to show. A click on a picture with
+    a seed fires `select`.
     """
     return gr.HTML(
         {},
@@ -60,6 +61,7 @@ def guide_figure(label: str, blanks: int, *, asks: bool = True, **kwargs: Any) -
         apply_default_css=False,
         name=label,
         blanks=blanks,
+        columns=columns or 0,
         asks=asks,
         **kwargs,
     )

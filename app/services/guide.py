@@ -32,7 +32,7 @@ from app.state import MAX_SEED
 
 if TYPE_CHECKING:
     from app.services.engine import Engine, Step
-    from app.services.guide_work import Painted, Verdict
+    from app.services.guide_work import Moment, Painted, Verdict, WordScores
     from srpo.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ MAX_SIGMA = 0.99  # a recovery divides by 1 - sigma
 FRESH_NOISE = 1_000_003  # from a picture's seed to that of a noise it was not painted from
 MAX_KEPT = 8 * NUM_PICTURES  # pictures
 PATIENCE_S = 1.0  # in the device's line, for work of a moment
+NO_REWARD = "There is no reward to ask: start the app with --reward FOLDER, a CLIPModel such as PickScore."
 DISCOUNTS = {"paper": "paper", "PickScore": "paper_pickscore", "studio": "studio"}  # names of the page, and presets
 
 
@@ -77,6 +78,7 @@ class Shot:
     seed: int | None = None  # where a click chooses it
     is_photo: bool | None = None  # to the judge
     live: bool = False  # still being painted
+    chosen: bool = False  # the one that the step is about
 
 
 @dataclass(frozen=True)
@@ -189,29 +191,32 @@ class Guide:
             from app.services import guide_work as work  # torch is loaded by now
             from app.services.engine import to_pil
 
-            facts, folder, names = facts_of(studio, engine, [model]), studio.pictures.new_folder(), (model.label,) * 2
+            facts, folder = facts_of(studio, engine, [model]), studio.pictures.new_folder()
+            names = {"left": model.label, "right": request.right}
             found: list[Verdict | None] = []
             started_s = time.monotonic()
             for number, seed in enumerate(request.seeds):
-                painting = self._painting(engine, request, seed, stop)
                 shot = replace(view.rows[0].shots[number], alt=_alt(request.prompt, seed))
-                try:
-                    while True:
-                        step = next(painting)
-                        live = replace(shot, picture=data_uri(step.previews[0]), live=True)
-                        share = (number + step.done / step.total) / request.num_seeds
-                        left_s = (time.monotonic() - started_s) * (1 - share) / share
-                        message = f"Picture {number + 1} of {request.num_seeds}"
-                        view = replace(_with_shot(view, number, live), phase="running", message=message)
-                        view = replace(view, share_done=share, left_s=left_s)
-                        yield view
-                except StopIteration as end:
-                    painted: Painted = end.value
+                for event in self._painting(engine, request, seed, stop):
+                    if isinstance(event, work.Painted):
+                        painted = event
+                        continue
+                    live = replace(shot, picture=data_uri(event.previews[0]), live=True)
+                    share = (number + event.done / event.total) / request.num_seeds
+                    view = replace(
+                        _with_shot(view, number, live),
+                        phase="running",
+                        message=f"Picture {number + 1} of {request.num_seeds}",
+                        share_done=share,
+                        left_s=(time.monotonic() - started_s) * (1 - share) / share,
+                    )
+                    yield view
                 found += work.verdicts(engine.scorer.judge, painted.image)
-                texts = comparison_texts(request, seed, "left", dict(zip(("left", "right"), names, strict=True)), facts)
-                path = studio.pictures.save(
-                    folder, file_stem(request.prompt, seed, model.label), to_pil(painted.image), texts
+                texts, name = (
+                    comparison_texts(request, seed, "left", names, facts),
+                    file_stem(request.prompt, seed, "flux"),
                 )
+                path = studio.pictures.save(folder, name, to_pil(painted.image), texts)
                 view = _with_shot(view, number, _judged(replace(shot, picture=path), found[-1]))
                 yield replace(view, phase="running")
             yield replace(view, phase="done", share_done=1.0, left_s=None, message="", said=_count_photos(found))
@@ -226,16 +231,12 @@ class Guide:
 
             painted, eps = self._painted(engine, subject), self._noise(engine, subject, asked)
             found = work.noised(engine.base, painted.x0, eps, asked.sigma)
-        level, prompt = asked.sigma, subject.prompt
+        level, alt = asked.sigma, _alt(subject.prompt, subject.seed)
         shots = (
-            Shot(
-                "(1 − σ) x₀", f"{1 - level:.2f} of the picture", work.shown(painted.image), _alt(prompt, subject.seed)
-            ),
+            Shot("(1 − σ) x₀", f"{1 - level:.2f} of the picture", work.shown(painted.image), alt),
             Shot("+ σ ε", f"{level:.2f} of the noise", work.shown(found.noise), "The noise, decoded"),
-            Shot(
-                "= x at σ", "all that the model sees", work.shown(found.noisy), f"{prompt}, at noise level {level:.2f}"
-            ),
-            Shot("x₀ again", "(x − σ ε) / (1 − σ)", work.shown(found.recovered), f"{prompt}, recovered"),
+            Shot("= x at σ", "all that the model sees", work.shown(found.noisy), f"{alt}, at noise level {level:.2f}"),
+            Shot("x₀ again", "(x − σ ε) / (1 − σ)", work.shown(found.recovered), f"{alt}, recovered"),
         )
         said = f"Back from {level:.0%} noise without a model: no latent is off by more than {_tiny(found.worst)}."
         return Figure("done", rows=(Row(shots),), said=said)
@@ -261,11 +262,12 @@ class Guide:
         )
         factor = found.factor(level)
         bars = (
-            Bar("One step: σ", f"{level:.2f}", 0, level, 1),
-            Bar("Direct-Align: d_σ / (1 − σ_target)", f"{factor:.2f}", 0, factor, 0),
+            Bar("One step: error × σ", f"{level:.2f}", 0, level, 1),
+            Bar("Direct-Align: error × d_σ / (1 − σ′)", f"{factor:.2f}", 0, factor, 0),
         )
         gain = aligned - one_step
-        said = f"Direct-Align comes {gain:.1f} dB nearer to the picture." if math.isfinite(gain) else ""
+        where = "nearer to" if gain >= 0 else "farther from"
+        said = f"Direct-Align comes {abs(gain):.1f} dB {where} the picture." if math.isfinite(gain) else ""
         if found.shortened:
             said = f"{said} Its step was cut short: it cannot pass σ = 0.".strip()
         return Figure("done", rows=(Row(shots),), bars=bars, said=said)
@@ -276,24 +278,25 @@ class Guide:
         """The chosen picture scored under two words, and its companions in the order of the difference."""
         asked = parse(WordsRequest, {"positive": positive, "negative": negative})
         engine = self._engine()
+        import torch
+
         from app.services import guide_work as work
         from srpo.rewards.control_words import ControlWords
 
         reward = engine.scorer.reward
         if reward is None:
-            raise BadInput(engine.scorer.note)
+            raise BadInput(NO_REWARD)
         words, prompt = ControlWords((asked.positive,), (asked.negative,)), subject.prompt
         for word in (asked.positive, asked.negative):
             count, limit = reward.count_tokens(words.apply(word, prompt))
             if count > limit:
                 raise BadInput(f"With {word!r} the prompt has {count} tokens and the reward reads {limit}: shorten it.")
-        if self._recall(subject.prompt, subject.seed) is None:
+        kept = {seed: self._recall(prompt, seed) for seed in subject.request.seeds}
+        if kept[subject.seed] is None:
             with self._at_once():
-                self._painted(engine, subject)
-        import torch
-
-        seeds = [seed for seed in subject.request.seeds if self._recall(prompt, seed) is not None]
-        images = torch.cat([self._recall(prompt, seed).image for seed in seeds])
+                kept[subject.seed] = self._painted(engine, subject)
+        seeds = [seed for seed, painted in kept.items() if painted is not None]
+        images = torch.cat([kept[seed].image for seed in seeds])
         scores = work.word_scores(reward, images, prompt, words)
         at = seeds.index(subject.seed)
         ranked = scores.difference.argsort(descending=True).tolist()
@@ -303,6 +306,7 @@ class Guide:
                 "your picture" if place == at else "",
                 work.shown(images[place : place + 1]),
                 _alt(prompt, seeds[place]),
+                chosen=place == at,
             )
             for place in ranked
         )
@@ -320,21 +324,19 @@ class Guide:
 
     def net_weight(self, name: object) -> Chart:
         """What both branches together leave of the general reward, over the noise levels of a published setting."""
-        if name not in DISCOUNTS:
+        if not isinstance(name, str) or name not in DISCOUNTS:
             raise BadInput(f"The discounts are {', '.join(DISCOUNTS)}, not {str(name)[:40]!r}.")
         from srpo.objectives.levels import net_weight_curve
         from srpo.training.presets import preset
 
         config = preset(DISCOUNTS[name])
-        sigmas, weights = (
-            values.tolist() for values in net_weight_curve(config.objective.levels, config.signal.discounts)
-        )
-        zero = Line("nothing of it", [sigmas[0], sigmas[-1]], [0.0, 0.0], 4, dash="dot")
+        curve = net_weight_curve(config.objective.levels, config.signal.discounts)
+        sigmas, weights = (values.tolist() for values in curve)
         return Chart(
             "net-weight",
             "Net weight of the general reward, k₊ − k₋",
             f"{_signed(weights[0], 2)} at σ {sigmas[0]:.2f}, {_signed(weights[-1], 2)} at σ {sigmas[-1]:.2f}",
-            (Line("k₊ − k₋", sigmas, weights, 0), zero),
+            (Line("k₊ − k₋", sigmas, weights, 0),),
             x_title="noise level σ",
         )
 
@@ -362,8 +364,9 @@ class Guide:
             from app.services import guide_work as work
 
             folder, config = studio.pictures.new_folder(), self.short_config()
+            facts = facts_of(studio, engine, [])
             before: tuple[Shot, ...] = ()
-            history: list[tuple[int, work.WordScores]] = []
+            history: list[tuple[int, WordScores]] = []
             yield (view := replace(view, phase="running", message="Copying the weights"))
             started_s = time.monotonic()
             for moment in work.short_run(config, prompt, seeds, LOOK_EVERY, stop):
@@ -373,13 +376,12 @@ class Guide:
                 view = replace(view, message=message, share_done=share, left_s=left_s)
                 if moment.images is not None:
                     history.append((moment.update, moment.scores))
-                    now, photos = self._samples(engine, folder, prompt, seeds, moment)
+                    now, photos = self._samples(engine, folder, subject, moment, facts)
                     before = before or now
                     name = f"After update {moment.update}" if moment.update else "Now"
                     said = _run_said(history, photos)
-                    view = replace(
-                        view, rows=_before_and_now(before, now, name), said=said, charts=(_run_chart(history),)
-                    )
+                    rows = _before_and_now(before, now, name)
+                    view = replace(view, rows=rows, said=said, charts=(_run_chart(history),))
                 yield view
             took_s = time.monotonic() - started_s
             yield replace(view, phase="done", message=f"{NUM_UPDATES} updates in {took_s:.0f} s", left_s=None)
@@ -402,21 +404,21 @@ class Guide:
         return with_settings(preset(chosen.name), [*tune.check(request), f"device={self.studio.options.device}"])
 
     def _samples(
-        self, engine: Engine, folder: Path, prompt: str, seeds: list[int], moment: Any
+        self, engine: Engine, folder: Path, subject: Subject, moment: Moment, facts: dict[str, Any]
     ) -> tuple[tuple[Shot, ...], int | None]:
-        """The pictures of a moment as files, and how many the judge takes for photos."""
+        """The pictures of a moment as files, and how many the judge takes for photos, where there is one."""
         from app.services import guide_work as work
         from app.services.engine import to_pil
-        from app.services.metadata import png_texts
 
         found = work.verdicts(engine.scorer.judge, moment.images)
+        names = {"left": f"{self.studio.catalogue.base_name} after {moment.update} updates", "right": SRPO}
         shots = []
-        for number, seed in enumerate(seeds):
-            texts = png_texts({"kind": "guide", "prompt": prompt, "seed": seed, "update": moment.update})
-            name = f"update-{moment.update:02d}_{file_stem(prompt, seed, 'guide')}"
+        for number, (seed, verdict) in enumerate(zip(subject.request.seeds, found, strict=False)):
+            texts = comparison_texts(subject.request, seed, "left", names, facts)
+            name = file_stem(subject.prompt, seed, f"update {moment.update:02d}")
             path = self.studio.pictures.save(folder, name, to_pil(moment.images[number : number + 1]), texts)
-            alt = f"{_alt(prompt, seed)}, after {moment.update} updates"
-            shots.append(_judged(Shot(f"seed {seed}", picture=path, alt=alt), found[number]))
+            alt = f"{_alt(subject.prompt, seed)}, after {moment.update} updates"
+            shots.append(_judged(Shot(f"seed {seed}", picture=path, alt=alt), verdict))
         photos = sum(shot.is_photo for shot in shots) if engine.scorer.judge is not None else None
         return tuple(shots), photos
 
@@ -449,13 +451,12 @@ class Guide:
             _now(wait_for_device(turn, StopFlag()))
             yield engine
 
-    def _painting(
-        self, engine: Engine, request: CompareRequest, seed: int, stop: StopFlag
-    ) -> Generator[Step, None, Painted]:
-        """Steps of the base model; returns the picture, kept for the other steps. One that is kept takes no step."""
+    def _painting(self, engine: Engine, request: CompareRequest, seed: int, stop: StopFlag) -> Iterator[Step | Painted]:
+        """Steps of the base model, then the picture, kept for the other steps. One that is kept takes no step."""
         kept = self._recall(request.prompt, seed)
         if kept is not None:
-            return kept
+            yield kept
+            return
         from app.services.engine import Step
         from app.services.guide_work import Painted
 
@@ -463,22 +464,19 @@ class Guide:
         for event in engine.paint([engine.base], cond, request, seed, stop):
             if isinstance(event, Step):
                 yield event
-        painted = Painted(event.latents[0], event.images[0].cpu())
-        with self._lock:
-            self._kept[request.prompt, seed] = painted
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
-        return painted
+                continue
+            painted = Painted(event.latents[0], event.images[0].cpu())
+            with self._lock:
+                self._kept[request.prompt, seed] = painted
+                while len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
+            yield painted
 
     def _painted(self, engine: Engine, subject: Subject) -> Painted:
         """The chosen picture; painted now, where it was forgotten."""
-        painting = self._painting(engine, subject.request, subject.seed, StopFlag())
         engine.check(subject.request, [subject.prompt])
-        while True:
-            try:
-                next(painting)
-            except StopIteration as end:
-                return end.value
+        *_, painted = self._painting(engine, subject.request, subject.seed, StopFlag())
+        return painted
 
     def _recall(self, prompt: str, seed: int) -> Painted | None:
         with self._lock:
@@ -522,8 +520,8 @@ def _before_and_now(before: tuple[Shot, ...], now: tuple[Shot, ...], name: str) 
     return Row(before, "Before"), Row(now, name)
 
 
-def _run_said(history: list, photos: int | None) -> str:
-    """What ten updates have done so far."""
+def _run_said(history: list[tuple[int, WordScores]], photos: int | None) -> str:
+    """What the updates have done so far."""
     first, last = history[0][1], history[-1][1]
     moved = f"Difference {_signed(float(first.difference.mean()))} → {_signed(float(last.difference.mean()))}"
     raw = f"raw reward {float(first.plain.mean()):.3f} → {float(last.plain.mean()):.3f}"
@@ -531,7 +529,7 @@ def _run_said(history: list, photos: int | None) -> str:
     return f"{moved}, {raw}.{judged}"
 
 
-def _run_chart(history: list) -> Chart:
+def _run_chart(history: list[tuple[int, WordScores]]) -> Chart:
     updates = [update for update, _ in history]
 
     def line(name: str, score: str, colour: int, dash: str = "solid") -> Line:

@@ -1,4 +1,4 @@
-"""What the guide's steps compute, on the loaded models: calls of the library, and pictures of what they return.
+"""What the guide's steps compute on the loaded models: calls of the library, and pictures of what they return.
 
 Imports torch at the top: page code reaches it through `guide.py`, which imports it once the models are there.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from srpo.miniature.judge import Judge
 from srpo.policies.base import Conditioning, Policy
 from srpo.rewards.base import EmbeddingReward
 from srpo.rewards.control_words import ControlWords, srp
-from srpo.training.assemble import assemble
-from srpo.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from srpo.training.config import TrainConfig
 
 GUIDANCE = 3.5  # of the training pass, in the paper and here
 SHOWN_SIDE = 256  # pixels, of the pictures that follow a slider
@@ -153,7 +155,9 @@ def short_run(
     Pictures of the prompt come before the first update and after every `look_every`. Raises Stopped before the next
     pass of the transformer once `stop` is set.
     """
-    with memory_named("train a copy of the model", "give the device to the training alone"):
+    from srpo.training.assemble import assemble  # more libraries, which no other step needs
+
+    with memory_named("train a copy of the model beside it"):
         trainer = assemble(config)
         size = dict(zip(("height", "width"), config.objective.all_sizes[0], strict=True))
         hook = trainer.policy.transformer.register_forward_pre_hook(lambda *_: stop.check())

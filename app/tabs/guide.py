@@ -182,8 +182,8 @@ def build(studio: Studio, tabs: gr.Tabs) -> None:
     def text() -> None:
         gr.HTML(next(texts), elem_classes="guide-text", apply_default_css=False)
 
-    def step(number: int) -> gr.Row:
-        return gr.Row(elem_id=f"guide-{number}", elem_classes=["panel", "guide-step"])
+    def step(number: int) -> gr.Column:
+        return gr.Column(elem_id=f"guide-{number}", elem_classes=["pane", "guide-step"])
 
     def deeper(**ways: str) -> None:
         """Links into the tabs that go deeper, as far as the page has them."""
@@ -203,12 +203,13 @@ def build(studio: Studio, tabs: gr.Tabs) -> None:
         with step(1):
             with gr.Column(elem_classes="guide-ask"):
                 text()
-                prompt = gr.Textbox(examples[0], label="Prompt", elem_id="guide-prompt")
-                seed = gr.Number(0, label="First seed", step=1, elem_id="guide-seed")
+                with gr.Row():
+                    prompt = gr.Textbox(examples[0], label="Prompt", scale=3, min_width=190, elem_id="guide-prompt")
+                    seed = gr.Number(0, label="First seed", step=1, min_width=90, elem_id="guide-seed")
                 paint, stop_paint = buttons("paint", f"Paint {NUM_PICTURES} pictures")
                 deeper(compare="Compare models on your prompts")
             with gr.Column(elem_classes="guide-show"):
-                looks = guide_figure("Six pictures of one prompt", NUM_PICTURES, elem_id="guide-look")
+                looks = guide_figure("Six pictures of one prompt", NUM_PICTURES, columns=3, elem_id="guide-look")
         with step(2):
             with gr.Column(elem_classes="guide-ask"):
                 text()
