@@ -92,7 +92,6 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """The style sheets, with the difference map's own colours for its legend."""
-    components = HERE / "components"
-    sheets = [HERE / "theme.css", components / "stage.css", components / "curves.css", components / "words.css"]
+    sheets = [HERE / "theme.css", *sorted((HERE / "components").glob("*.css"))]
     scale = f":root {{ --difference-scale: {plots.scale_css()}; }}\n"
     return scale + "\n".join(path.read_text(encoding="utf-8") for path in sheets)
