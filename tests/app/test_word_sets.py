@@ -135,7 +135,7 @@ def test_a_word_beyond_the_text_window_is_refused_with_its_length(studio):
     long = word_set(PLAIN | {"positive": ["x" * 60], "template": "{word}, as in a very long template. {prompt}"})
     with pytest.raises(BadInput, match=r"with no prompt at all, \d+ tokens and the reward reads 77: shorten it"):
         WordShelf(studio).check(long)
-    with pytest.raises(BadInput, match="with its prompt, .*shorten one of them"):
+    with pytest.raises(BadInput, match=r"with its prompt, .*shorten one of them"):
         require_room(reward, word_set(PLAIN), ["a prompt " * 10])
     assert require_room(reward, word_set(PLAIN), ["a ball"])[1] == 77
 
@@ -155,5 +155,5 @@ def test_the_pages_form_of_a_set_is_the_librarys():
     }
     assert word_set(sent) == word_set_of(sent)
     assert isinstance(word_set(sent), WordSet)
-    with pytest.raises(BadInput, match="^K_negative is None: expected a number\\.$"):
+    with pytest.raises(BadInput, match=r"^K_negative is None: expected a number\.$"):
         word_set(sent | {"k_negative": [None, 0.01]})

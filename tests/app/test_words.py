@@ -120,8 +120,8 @@ def test_a_table_that_cannot_be_made_is_refused_in_a_sentence(changes, said):
 def test_what_only_the_models_can_tell_is_told_before_any_picture(studio, tmp_path):
     with pytest.raises(BadInput, match="no model at"):
         last(see(studio, asked(SeeRequest, SEE, model="nothing"), StopFlag()))
-    with pytest.raises(BadInput, match="with its prompt, .*shorten one of them"):
-        last(see(studio, asked(SeeRequest, SEE, prompts="red ball " * 8), StopFlag()))
+    with pytest.raises(BadInput, match=r"with its prompt, .*shorten one of them"):
+        last(see(studio, asked(SeeRequest, SEE, prompts="red ball " * 11), StopFlag()))
     (tmp_path / "own.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match="cannot be read as a picture"):
         last(see(studio, asked(SeeRequest, SEE, prompts="a", files=[tmp_path / "own.png"]), StopFlag()))
@@ -129,7 +129,7 @@ def test_what_only_the_models_can_tell_is_told_before_any_picture(studio, tmp_pa
 
 def test_without_a_reward_it_is_said_how_to_have_one(unloaded):
     studio = unloaded(reward=None, judge=None)
-    with pytest.raises(BadInput, match="this page has none.*--reward FOLDER"):
+    with pytest.raises(BadInput, match=r"this page has none.*--reward FOLDER"):
         last(see(studio, asked(SeeRequest, SEE), StopFlag()))
 
 
@@ -153,7 +153,8 @@ class StopAfter(StopFlag):
 )
 def test_stop_ends_the_work_before_the_next_evaluation_and_gives_the_device_back(studio, work, kind, base):
     stop = StopAfter(3)
-    view = last(work(studio, asked(kind, base), stop))
+    steps = {} if kind is PreviewRequest else {"steps": 9}
+    view = last(work(studio, asked(kind, base, **steps), stop))
     assert view.phase == "stopped" and stop.looks == -1
     with studio.device.turn() as turn:
         assert turn.ahead() == 0 and turn.acquire() is None
