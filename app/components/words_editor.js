@@ -191,7 +191,8 @@ function note(weights) {
   const say = (value) => minus((Math.abs(value) < 0.0005 ? 0 : value).toFixed(3));
   const last = weights.length - 1;
   let said = `${say(weights[0])} at σ ${one.sigma[0].toFixed(3)}, ${say(weights[last])} at σ ${one.sigma[last].toFixed(3)}`;
-  if (zero > 0) {
+  if (weights.every((weight) => Math.abs(weight) < 0.0005)) said = "0 at every level: the general reward cancels";
+  else if (zero > 0) {
     const [a, b] = [weights[zero - 1], weights[zero]], share = a / (a - b);
     said += `; 0 at σ ${(one.sigma[zero - 1] + share * (one.sigma[zero] - one.sigma[zero - 1])).toFixed(3)}`;
   }

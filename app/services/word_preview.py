@@ -103,6 +103,7 @@ def _preview(
         yield from narrate(view, preparing)
         from app.services.engine import memory_named, to_pil  # torch is loaded by now
         from srpo.training import preview as training
+        from srpo.training.trainer import NonFiniteError
 
         seeds = [(request.seed + number) % (MAX_SEED + 1) for number in range(len(request.prompts))]
         folder = studio.pictures.new_folder()
@@ -132,7 +133,7 @@ def _preview(
                         said=_said(first, last, moment.update),
                     )
                     yield view
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             raise BadInput(sentence(error)) from None
         took_s = time.monotonic() - began_s
         yield replace(view, phase="done", message=f"{request.updates} updates in {took_s:.0f} s", left_s=None)
@@ -151,8 +152,12 @@ def _scores(reward: EmbeddingReward, words: WordSet, images: Tensor, prompts: Se
 
 def _said(first: tuple[float, float], last: tuple[float, float], update: int) -> str:
     if update == 0:
-        return f"Before training: positive − negative words {first[0]:+.3f}, the prompt alone {first[1]:.3f}."
+        return f"Before training: positive − negative words {_signed(first[0])}, the prompt alone {first[1]:.3f}."
     return (
-        f"After {update} update{'s' if update > 1 else ''}: positive − negative words {first[0]:+.3f} → "
-        f"{last[0]:+.3f}, the prompt alone {first[1]:.3f} → {last[1]:.3f}."
+        f"After {update} update{'s' if update > 1 else ''}: positive − negative words {_signed(first[0])} → "
+        f"{_signed(last[0])}, the prompt alone {first[1]:.3f} → {last[1]:.3f}."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

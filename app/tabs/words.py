@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 JOBS = ("words/see", "words/check", "words/preview")
 STEPS = {True: 28, False: 12}  # by whether the model is of FLUX's size
 SEEN_SEEDS = 4
+CHECK_STEPS = 10  # what a word does to a picture shows early
 SEE_HINT = (
     "The same pictures, scored under the prompt alone and under the prompt with each word in front. A word that adds "
     "to some pictures and takes from others is one that the reward can steer by."
@@ -332,11 +333,11 @@ def build(studio: Studio) -> Parts:
                     min_width=180,
                 )
                 per_word = gr.Slider(
-                    *PER_WORD, value=12, step=1, label="Pictures per word", elem_id="check-per-word", min_width=140
+                    *PER_WORD, value=10, step=1, label="Pictures per word", elem_id="check-per-word", min_width=140
                 )
                 check_seed = gr.Number(0, label="First seed", step=1, min_width=80, elem_id="check-seed")
                 check_steps = gr.Slider(
-                    1, MAX_STEPS, value=steps, step=1, label="Steps", elem_id="check-steps", min_width=120
+                    1, MAX_STEPS, value=CHECK_STEPS, step=1, label="Steps", elem_id="check-steps", min_width=120
                 )
             with gr.Row(elem_classes="words-go"):
                 check = gr.Button("Paint and check", variant="primary", elem_id="check-go", scale=0, min_width=300)

@@ -154,7 +154,7 @@ def _interval(value: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0."""
     parser = argparse.ArgumentParser(prog="python -m srpo.miniature.words", description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="pictures per word (default: 32)")
+    parser.add_argument("--prompts", type=int, default=24, metavar="N", help="pictures per word (default: 24)")
     parser.add_argument("--out", type=Path, default=TABLE, metavar="FILE", help="the page")
     options = parser.parse_args(arguments)
     prompts = [text for text, _ in neutral_prompts("test")[: options.prompts]]

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from srpo.miniature import paths
 from srpo.objectives.direct_align import DirectAlignConfig
+from srpo.objectives.levels import Levels
 from srpo.objectives.srpo import TextSignal
 
 PROMPTS = paths.ROOT / "prompts" / "train.txt"
@@ -23,6 +24,7 @@ PROMPTS = paths.ROOT / "prompts" / "train.txt"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 Limits = dict[str, tuple[float, float]]
+KINDS = {levels().kind: levels for levels in get_args(Levels)}  # of noise levels, by the name that chooses one
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,9 @@ def with_settings(config: TrainConfig, assignments: Sequence[str]) -> TrainConfi
             owner = owner[parent]
         if leaf == "kind":
             owner.clear()
+            kind = KINDS.get(text.strip('"'))
+            owner.update(asdict(kind()) if kind else {})  # so that what follows finds the settings of that kind
         owner[leaf] = _value(text)
-        if leaf == "kind":  # so that what follows finds the settings of that kind
-            settings = config_dict(config_from_dict(settings))
     return config_from_dict(settings)
 
 

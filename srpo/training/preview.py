@@ -13,6 +13,7 @@ from torch import Tensor
 from srpo.evaluation.sampling import sample_images
 from srpo.rewards.base import Reward
 from srpo.runs import UpdateRecord
+from srpo.training import faults
 from srpo.training.assemble import assemble
 from srpo.training.config import TrainConfig
 from srpo.training.trainer import Trainer
@@ -45,6 +46,7 @@ def preview(
             yield Moment(record.update, _pictures(trainer, prompts, seeds), record, trainer.reward)
     finally:
         hook.remove()
+        faults.free_memory(trainer)
 
 
 def _pictures(trainer: Trainer, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -11,7 +11,14 @@ from srpo.objectives.levels import UniformLevels
 from srpo.objectives.srpo import TextSignal
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
-from srpo.rewards.control_words import FORMS, PAPER_DISCOUNTS, PICKSCORE_DISCOUNTS, ControlWords, Discounts
+from srpo.rewards.control_words import (
+    FORMS,
+    PAPER_DISCOUNTS,
+    PICKSCORE_DISCOUNTS,
+    ControlWords,
+    Discounts,
+    relative_to_noise,
+)
 from tests.tiny import tiny_clip, tiny_flux_pipeline
 
 PROMPTS = ["a red ball", "a blue house", "a tree"]
@@ -330,15 +337,42 @@ def test_only_the_reward_to_maximise_carries_a_gradient(reward):
     assert not (scored.positive.requires_grad or scored.negative.requires_grad or scored.plain.requires_grad)
 
 
+class Brightness:
+    """A reward without a text branch."""
+
+    name = "brightness"
+
+    def score(self, image, texts):
+        return image.mean((1, 2, 3)).square()
+
+
 def test_a_reward_without_text_vectors_is_refused():
-    class Aesthetic:
-        name = "aesthetic"
+    with pytest.raises(ValueError, match="'brightness' has no text vectors"):
+        TextSignal()(Brightness(), torch.rand(1, 3, 8, 8), ["a"], "denoise", torch.zeros(1), 1)
 
-        def score(self, image, texts):
-            return image.mean((1, 2, 3))
 
-    with pytest.raises(ValueError, match="'aesthetic' has no text vectors"):
-        TextSignal()(Aesthetic(), torch.rand(1, 3, 8, 8), ["a"], "denoise", torch.zeros(1), 1)
+def test_relative_to_noise_it_is_trained_and_the_inversion_branch_is_its_penalty():
+    signal, image = TextSignal(form="noise", noise_std=0.1), torch.rand(2, 3, 8, 8, requires_grad=True)
+    denoise, inversion = (
+        signal(Brightness(), image, ["a", "b"], branch, torch.zeros(2), 4) for branch in ("denoise", "inversion")
+    )
+    expected = relative_to_noise(Brightness(), image, ["a", "b"], seed=4, std=0.1)
+    torch.testing.assert_close(denoise.reward, expected.clean - expected.noisy)
+    torch.testing.assert_close(inversion.reward, -denoise.reward)
+    torch.testing.assert_close(denoise.positive - denoise.negative, denoise.reward.detach())
+    assert torch.equal(denoise.plain, denoise.positive) and not denoise.plain.requires_grad
+
+
+def test_an_update_of_a_reward_without_text_moves_the_weights(policy):
+    _, losses = run(policy, Brightness(), signal=TextSignal(form="noise"))
+    assert [next(iter(loss.record)).split("/")[0] for loss in losses] == ["denoise", "inversion"]
+    gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+    assert sum(gradient.abs().sum().item() for gradient in gradients) > 0
+
+
+def test_noise_without_a_size_is_refused():
+    with pytest.raises(ValueError, match="noise_std is 0"):
+        TextSignal(form="noise", noise_std=0.0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srpo.objectives.levels import StepLevels, TableLevels, UniformLevels, net_weight_curve
+from srpo.objectives.levels import StepLevels, TableLevels, UniformLevels, net_weight_axis, net_weight_curve
 from srpo.rewards.control_words import PAPER_DISCOUNTS, PICKSCORE_DISCOUNTS
 
 
@@ -84,6 +84,30 @@ def test_the_net_weight_changes_its_sign_at_one_noise_level(cleanest_step, disco
     crossing = (weights < 0).sum().item()  # draws are 5, 6, 7 ...
     assert crossing + 5 == pytest.approx(s, abs=1)
     assert sigmas[crossing].item() == pytest.approx(sigma, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("levels", "ends"),
+    [
+        # S is a line over its index: from 0.75 at index 1 (S[999]) up to 0.9643 at index 1000 (S[0]).
+        (TableLevels(), (0.75 - 0.2143 / 999, 0.9643 - 0.2143 / 999)),
+        (UniformLevels(sigma_min=0.7, sigma_max=0.95, d_sigma=0.08), (0.54, 0.95)),  # 0.7 - 2 * 0.08
+        (StepLevels(), (0.2 - 0.7 / 99, 0.9)),  # T - s for s = 0 would be one beyond the table; s = T is S[0]
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_the_lines_of_k_begin_and_end_at_the_levels_of_index_0_and_999(levels, ends):
+    assert net_weight_axis(levels).ends == pytest.approx(ends, abs=1e-3)
+
+
+def test_the_axis_holds_what_the_curve_is_made_of_and_without_inversion_k_minus_takes_no_part():
+    axis = net_weight_axis(TableLevels(), 50)
+    sigma, weights = net_weight_curve(TableLevels(), PAPER_DISCOUNTS, 50)
+    by_hand = PAPER_DISCOUNTS.k_positive(axis.denoise_index) - PAPER_DISCOUNTS.k_negative(axis.inversion_index)
+    assert torch.equal(axis.sigma, sigma) and torch.equal(by_hand, weights)
+    assert net_weight_axis(StepLevels(), inversion=False).inversion_index is None
+    _, alone = net_weight_curve(TableLevels(), PAPER_DISCOUNTS, 50, inversion=False)
+    assert torch.equal(alone, PAPER_DISCOUNTS.k_positive(axis.denoise_index))
 
 
 def test_continuous_branches_share_their_target_and_keep_the_whole_step():

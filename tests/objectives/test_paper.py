@@ -11,6 +11,7 @@ from srpo.objectives.levels import TableLevels
 from srpo.objectives.srpo import TextSignal
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
+from srpo.rewards.control_words import PAPER_WORDS
 from srpo.training.presets import paper, paper_pickscore
 from tests.objectives.transcription import one_update
 from tests.tiny import tiny_clip, tiny_flux_pipeline
@@ -135,6 +136,14 @@ def test_the_words_of_the_update_reach_the_reward_alone():
     assert torch.equal(one.x0, two.x0)
     assert first[0].record["denoise/plain"] == second[0].record["denoise/plain"]
     assert first[0].record["denoise/positive"] != second[0].record["denoise/positive"]
+
+
+def test_words_that_all_weigh_the_same_leave_every_bit_of_the_update():
+    weighed = replace(PAPER_WORDS, positive_weights=(1.0,) * 4, negative_weights=(2.5,) * 5)
+    config = replace(paper(), signal=replace(paper().signal, words=weighed))
+    (first, _, plain), (second, _, same) = ours(paper(), 7, None), ours(config, 7, None)
+    assert [loss.record for loss in plain] == [loss.record for loss in same]
+    assert torch.equal(gradients(first.transformer), gradients(second.transformer))
 
 
 def test_the_oracle_would_notice_another_form_of_the_reward():

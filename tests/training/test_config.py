@@ -70,6 +70,8 @@ def test_a_new_kind_of_levels_starts_from_its_own_defaults():
     config = with_settings(studio(), ["objective.levels.kind=table", "objective.levels.kind=uniform"])
     assert config.objective.levels == UniformLevels()
     assert with_settings(studio(), ["objective.levels.kind=table"]).objective.levels == TableLevels()
+    changed = with_settings(studio(), ["objective.levels.kind=table", "objective.levels.cleanest_step=30"])
+    assert changed.objective.levels == TableLevels(cleanest_step=30)
 
 
 @pytest.mark.parametrize(
