@@ -1,14 +1,21 @@
 """ImageReward against its published forward pass by hand, on random weights in its published layout."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from srpo.rewards.base import EmbeddingReward, Reward
+from srpo.miniature import paths
+from srpo.rewards.base import EmbeddingReward, Reward, image_tensor
 from srpo.rewards.image_reward import PUBLISHED, Architecture, ImageReward, Network, published_name
 from srpo.rewards.load import load_reward
+from tests.rewards.image_reward_package import REQUIREMENTS
+from tests.rewards.packages import installed
 from tests.rewards.published import (
     MEAN,
     PIECES,
@@ -143,3 +150,32 @@ def test_bad_input_is_named(reward):
         reward.score(torch.rand(2, 3, 32, 32), ["a"])
     with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, H, W\)"):
         reward.score(torch.rand(3, 32, 32), ["a"])
+
+
+@pytest.mark.slow
+def test_scores_equal_those_of_the_package_itself(reward, folder, tmp_path_factory):
+    """image-reward 1.5 on the same weights and picture files: 1e-5 of the largest score."""
+    own = tmp_path_factory.mktemp("image-reward-package")
+    package = installed(own, "IMAGE_REWARD_PACKAGE", *REQUIREMENTS)
+    rng, images = np.random.default_rng(0), [own / "one.png", own / "two.png"]
+    for image in images:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(image)
+    med_config = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2}
+    med_config |= {"vocab_size": VOCABULARY, "encoder_width": 32, "add_cross_attention": True, "layer_norm_eps": 1e-12}
+    (own / "med_config.json").write_text(json.dumps(med_config))
+    texts = ["a red ball", "x" * 60, "café, naïve [sep]"]
+    asked = {"sizes": SIZES, "vision_heads": 4, "texts": texts, "images": [str(image) for image in images]}
+    asked |= {"file": str(folder / "ImageReward.pt"), "vocabulary": str(folder / "vocab.txt")}
+    asked |= {"med_config": str(own / "med_config.json")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.rewards.image_reward_package"],
+        input=json.dumps(asked),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([package, str(paths.REPOSITORY)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = [reward.score(image_tensor(Image.open(image)), [text]).item() for text in texts for image in images]
+    assert np.ptp(theirs) > 1
+    assert ours == pytest.approx(theirs, abs=1e-5 * max(map(abs, theirs)))
