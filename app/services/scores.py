@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 NO_SCORES = (
     "Scores are off: the miniature’s reward and judge know its own small world alone. "
-    "Start the app with --reward KIND:PLACE; python -m srpo.score --list tells which there are and how to get them."
+    "Start the app with --reward FOLDER, the folder of a CLIPModel such as PickScore, or with another reward: "
+    "python -m srpo.score --list names them and tells how to get each."
 )
 
 

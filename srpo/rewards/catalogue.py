@@ -100,7 +100,7 @@ _CARDS = (
         get="hf download THUDM/ImageReward ImageReward.pt --local-dir models/ImageReward and "
         "hf download google-bert/bert-base-uncased vocab.txt --local-dir models/ImageReward, "
         "then name it imagereward:models/ImageReward",
-        checked="an independent transcription of the published forward pass on the same random weights",
+        checked="the package image-reward 1.5 on the same random weights",
     ),
     Card(
         kind="aesthetic",

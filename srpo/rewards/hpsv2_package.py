@@ -93,10 +93,10 @@ def _prepare_imports() -> None:
             for part in (name.partition(".")[0], name):
                 sys.modules.setdefault(part, ModuleType(part))
             setattr(sys.modules[name], attribute, None)
-    _declare_operators()
+    declare_operators()
 
 
-def _declare_operators() -> None:
+def declare_operators() -> None:
     """Declares torchvision's operators where its library cannot be loaded, as a CUDA build beside a CPU torch."""
     import torch
 

@@ -468,6 +468,21 @@ def test_only_weights_known_by_name_are_given_a_licence(tmp_path, model, srpo, s
     assert says in said and is_silent_on not in said
 
 
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        ("hpsv2.1:models/HPS_v2.1_compressed.pt", "Reward <b>HPSv2.1</b>: Apache-2.0."),
+        ("models/PickScore_v1", "Reward <b>PickScore v1</b>: MIT."),
+        ("models/some-clip", "<b>some-clip</b> before you use"),
+        ("hpsv9:x", "<b>hpsv9:x</b> before you use"),
+    ],
+)
+def test_a_reward_known_by_its_name_is_given_its_licence(tmp_path, reward, says):
+    from app.state import Options
+
+    assert says in Catalogue(Options(model=tmp_path / "FLUX.1-dev", reward=pathlib.Path(reward))).licences()
+
+
 def test_only_of_the_shipped_pair_a_visitor_is_told_what_to_look_for(tmp_path):
     from app.state import Options
     from srpo.miniature import paths

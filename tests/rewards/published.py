@@ -13,6 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from srpo.rewards.aesthetic import WEIGHTS_NAME
+from tests.tiny import tiny_clip
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -150,6 +154,17 @@ def head_shapes(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
     for number, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
         shapes |= {f"{prefix}{number}.weight": (after, before), f"{prefix}{number}.bias": (after,)}
     return shapes
+
+
+def save_aesthetic(folder: Path) -> Path:
+    """The folder, now with what `load_reward("aesthetic:...")` reads: a small CLIP of 768 numbers, and a head."""
+    clip = tiny_clip()
+    config = CLIPConfig(**{**clip.model.config.to_dict(), "projection_dim": 768})
+    config.text_config.projection_dim = config.vision_config.projection_dim = 768
+    for part in (CLIPModel(config), clip.tokenizer, clip.image_processor):
+        part.save_pretrained(folder)
+    torch.save(random_weights(head_shapes("layers.", 768), torch.float32), folder / WEIGHTS_NAME)
+    return folder
 
 
 def head_output(weights: Weights, prefix: str, vector: Tensor) -> Tensor:

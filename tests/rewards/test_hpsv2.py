@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from srpo.miniature import paths
 from srpo.rewards.base import EmbeddingReward, image_tensor
 from srpo.rewards.clip import ClipReward
 from srpo.rewards.hpsv2 import (
@@ -26,6 +25,7 @@ from srpo.rewards.hpsv2 import (
 )
 from srpo.rewards.hpsv2_package import package_scores
 from srpo.rewards.load import load_reward
+from tests.rewards.packages import installed
 from tests.rewards.published import MEAN, STD, open_clip_cosines, open_clip_shapes, random_weights
 from tests.tiny import tiny_clip_tokenizer
 
@@ -200,14 +200,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """The folder of the package hpsv2: $HPSV2_PACKAGE, or installed for these tests from requirements-hpsv2.txt."""
-    if os.environ.get("HPSV2_PACKAGE"):
-        return os.environ["HPSV2_PACKAGE"]
     folder = tmp_path_factory.mktemp("hpsv2-package")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*command, "-r", "requirements-hpsv2.txt"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"the package hpsv2 cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return str(folder)
+    return installed(folder, "HPSV2_PACKAGE", "-r", str(paths.REPOSITORY / "requirements-hpsv2.txt"))
 
 
 @pytest.mark.slow
