@@ -11,16 +11,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from app.services.models import Catalogue
 from app.state import Options
 from benchmarks.figures import Figure
 from benchmarks.scale import Scale
+from benchmarks.training import assignments
 from srpo.flow.path import interpolate
 from srpo.flow.recovery import recover_x0
 from srpo.objectives.levels import BranchSteps
@@ -29,7 +28,7 @@ from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
 from srpo.rewards.control_words import cfg_like
 from srpo.training.assemble import assemble
-from srpo.training.config import TrainConfig, ValidationConfig, read_prompts
+from srpo.training.config import TrainConfig, read_prompts, with_settings
 from srpo.training.order import prompts_of_update, update_generator
 from srpo.training.presets import studio
 
@@ -56,21 +55,7 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
 
 def settings(options: Options, scale: Scale) -> TrainConfig:
     """The preset `studio`, without validation, on the model of the options. ValueError without a reward."""
-    if options.reward is None:
-        raise ValueError("Without a reward nothing can be trained: name one by --reward FOLDER.")
-    config, side = studio(), Catalogue(options).native_side
-    steps = min(scale.steps, config.objective.rollout_steps)
-    return replace(
-        config,
-        model=str(options.model),
-        reward=str(options.reward),
-        device=options.device,
-        max_sequence_length=options.max_sequence_length,
-        objective=replace(config.objective, height=side, width=side, rollout_steps=steps),
-        validation=ValidationConfig(),
-        updates=1 + scale.rounds,
-        prompts_per_update=scale.prompts_per_update,
-    )
+    return with_settings(studio(), [*assignments(options, scale), "validation.every=0", f"updates={1 + scale.rounds}"])
 
 
 class Reference:
