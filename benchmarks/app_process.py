@@ -131,11 +131,12 @@ class App:
 
 
 @contextmanager
-def started(options: Options) -> Iterator[App]:
-    """The app over these weights, as a process that ends with the block."""
+def started(options: Options, runs: Path | None = None) -> Iterator[App]:
+    """The app over these weights and runs, or over none, as a process that ends with the block."""
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log.txt", _free_port()
-        command = [sys.executable, "app.py", "--port", str(port), "--runs", f"{folder}/runs", *as_arguments(options)]
+        own = ["--port", str(port), "--runs", str(runs or Path(folder) / "runs")]
+        command = [sys.executable, "app.py", *own, *as_arguments(options)]
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:

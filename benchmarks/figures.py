@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+LEFT_OUT = "left out"  # so begins the note of a figure that is not to be had here, which is no failure
+
+
+class LeftOut(RuntimeError):
+    """Something that a measurement needs is not here; the message says what."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -39,10 +45,12 @@ def fill(figures: Sequence[Figure], measured: Iterator[tuple[str, float]]) -> li
     measured: (name of a figure, value) in any order. KeyError for a name that is not among the figures.
     """
     filled = {figure.name: figure for figure in figures}
-    reason = "left out"
+    reason = LEFT_OUT
     try:
         for name, value in measured:
             filled[name] = replace(filled[name], value=value)
+    except LeftOut as error:
+        reason = f"{LEFT_OUT}: {error}"
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error).strip() or type(error).__name__
     return [figure if figure.value is not None else replace(figure, note=reason) for figure in filled.values()]

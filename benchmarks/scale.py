@@ -13,10 +13,22 @@ class Scale:
     steps: int = 28
     rounds: int = 7  # of the loop beside the pipeline
     pictures: int = 256
-    updates: int = 10
+    updates: int = 30
+    watches: int = 3  # of a run by a page
+    updates_watched: int = 5  # in each of these, and as many unwatched
     prompts_per_update: int = 8
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
 
 FULL = Scale()
-QUICK = Scale(pairs=1, steps=2, rounds=1, pictures=8, updates=1, prompts_per_update=2, cold_start=False)
+QUICK = Scale(
+    pairs=1,
+    steps=2,
+    rounds=1,
+    pictures=8,
+    updates=1,
+    watches=1,
+    updates_watched=1,
+    prompts_per_update=2,
+    cold_start=False,
+)

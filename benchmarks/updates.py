@@ -1,33 +1,36 @@
-"""Our update beside the same update as the reference trainer does it: same draws, same gradient, other order of work.
+"""Our update beside the same update as the reference trainer does it: same draws, same step, other order of work.
 
-There, one prompt at a time goes through rollout and both branches, each branch in a pass of its own; texts are encoded
-anew for every pass, the VAE's own weights take gradients that nobody uses, and autograd's anomaly mode is on.
+There, one prompt at a time goes through rollout and both branches, each branch in a pass of its own; the texts of model
+and reward are encoded anew for every pass, the VAE's own weights take gradients that nobody uses, and anomaly mode is
+on. What only a large model needs, the recomputed activations of its transformer, is left out of both.
+Ours is the trainer as a run has it; the reference's way is written out here on torch's own layers.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from app.services.models import Catalogue
 from app.state import Options
 from benchmarks.figures import Figure
 from benchmarks.scale import Scale
+from benchmarks.training import assignments
 from srpo.flow.path import interpolate
 from srpo.flow.recovery import recover_x0
-from srpo.flow.samplers import euler
-from srpo.miniature.world import neutral_prompts
-from srpo.objectives.direct_align import DirectAlign
+from srpo.objectives.levels import BranchSteps
+from srpo.policies.base import Conditioning
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
+from srpo.rewards.control_words import cfg_like
+from srpo.training.assemble import assemble
+from srpo.training.config import TrainConfig, read_prompts, with_settings
 from srpo.training.order import prompts_of_update, update_generator
 from srpo.training.presets import studio
-from srpo.training.trainer import Trainer
 
 FIGURES = (
     Figure("update of 8 prompts, ours", "s"),
@@ -39,97 +42,95 @@ FIGURES = (
 
 def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     """(name, value) of the figures, medians over rounds in which both take their turn. ValueError without weights."""
-    trainer = make_trainer(options, scale)
-    ours(trainer), reference(trainer)  # what happens once only
-    seconds = [(_seconds(ours, trainer), _seconds(reference, trainer)) for _ in range(scale.rounds)]
+    config = settings(options, scale)
+    ours, reference = assemble(config), Reference(config)
+    ours.run_update(), reference.run_update()  # what happens once only; both have the gradient of the first update now
+    gradient, expected = flat_gradient(ours.parameters), flat_gradient(reference.parameters)
+    seconds = [(_seconds(ours.run_update), _seconds(reference.run_update)) for _ in range(scale.rounds)]
     yield FIGURES[0].name, statistics.median(own for own, _ in seconds)
     yield FIGURES[1].name, statistics.median(theirs for _, theirs in seconds)
     yield FIGURES[2].name, statistics.median(theirs / own for own, theirs in seconds)
-    gradient, expected = ours(trainer), reference(trainer)
     yield FIGURES[3].name, ((gradient - expected).norm() / expected.norm()).item()
 
 
-def make_trainer(options: Options, scale: Scale) -> Trainer:
-    """A trainer of `studio` on the model of the options."""
-    config = replace(studio(), prompts_per_update=scale.prompts_per_update)
-    side = Catalogue(options).native_side
-    objective = replace(config.objective, height=side, width=side, rollout_steps=min(scale.steps, 12))
-    config = replace(config, objective=objective)
-    policy = FluxPolicy.from_pretrained(
-        options.model, device=options.device, max_sequence_length=options.max_sequence_length
-    )
-    reward = ClipReward.from_pretrained(options.reward, device=options.device)
-    prompts = [prompt for prompt, _ in neutral_prompts("train")]
-    return Trainer(policy, DirectAlign(objective, config.signal), reward, prompts, config)
+def settings(options: Options, scale: Scale) -> TrainConfig:
+    """The preset `studio`, without validation, on the model of the options. ValueError without a reward."""
+    return with_settings(studio(), [*assignments(options, scale), "validation.every=0", f"updates={1 + scale.rounds}"])
 
 
-def ours(trainer: Trainer) -> torch.Tensor:
-    """The gradient of the trainer's first update, as the trainer computes it."""
-    trainer.optimizer.zero_grad(set_to_none=True)
-    rollout, generator = _rollout(trainer)
-    for loss in trainer.objective.losses(trainer.policy, rollout, trainer.reward, generator, 1):
-        loss.value.backward()
-    return _gradient(trainer)
+class Reference:
+    """The reference's way of working, with the settings of a run of ours: `cfg_like`, both branches, no hinge."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.path, self.prompts = config, config.objective, read_prompts(config.prompts)
+        length = config.max_sequence_length
+        self.policy = FluxPolicy.from_pretrained(config.model, device=config.device, max_sequence_length=length)
+        self.reward = ClipReward.from_pretrained(config.reward, device=config.device)
+        self.policy.pipe.vae.requires_grad_(True)
+        self.parameters = self.policy.parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.lr, config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+        self.update = 0
+
+    def run_update(self) -> None:
+        """The next update."""
+        self.update += 1
+        config, path, policy = self.config, self.path, self.policy
+        count = config.prompts_per_update
+        generator = update_generator(config.seed, self.update)
+        shape = policy.latent_shape(path.height, path.width)
+        noises = torch.randn((count, *shape), generator=generator).to(policy.device)
+        drawn = path.levels.draw(count, generator)
+        prompts = prompts_of_update(self.prompts, config.seed, self.update, count)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autograd.set_detect_anomaly(True, check_nan=True):
+            for number, prompt in enumerate(prompts):
+                noise, level = noises[[number]], drawn[number : number + 1]
+                x0 = self._rollout(prompt, noise)
+                for steps in (path.levels.denoise(level), path.levels.inversion(level)):
+                    (-self._branch_reward(prompt, x0, noise, steps) / (2 * count)).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _rollout(self, prompt: str, noise: Tensor) -> Tensor:
+        """(1, C, H/8, W/8) the picture of one prompt by Euler's method."""
+        cond, x_t = self._encoded(prompt), noise
+        sigmas = self.policy.schedule(self.path.rollout_steps, self.path.height, self.path.width).tolist()
+        for sigma, sigma_next in pairwise(sigmas):
+            x_t = x_t + (sigma_next - sigma) * self.policy.velocity(x_t, sigma, cond, self.path.rollout_guidance)
+        return x_t
+
+    def _branch_reward(self, prompt: str, x0: Tensor, noise: Tensor, steps: BranchSteps) -> Tensor:
+        """() the reward of one prompt's picture, recovered after one pass of the model."""
+        policy, signal = self.policy, self.config.signal
+        sigma, sigma_target, index = (
+            value.to(policy.device) for value in (steps.sigma, steps.sigma_target, steps.index)
+        )
+        x_t = interpolate(x0, noise, sigma)
+        velocity = policy.velocity(x_t, sigma, self._encoded(prompt), self.path.guidance)
+        image = policy.decode(recover_x0(x_t, velocity, noise, sigma, sigma_target))
+        words = signal.words.positive_for(self.update), signal.words.negative_for(self.update)
+        self.reward._text_cache.clear()
+        wanted, unwanted = (self.reward.embed_text([signal.words.apply(word, prompt)]) for word in words)
+        f_img = self.reward.embed_image(image)
+        if steps.branch == "denoise":
+            return cfg_like(f_img, wanted, unwanted, signal.discounts.k_positive(index)).sum()
+        return cfg_like(f_img, unwanted, wanted, signal.discounts.k_negative(index)).sum()
+
+    def _encoded(self, prompt: str) -> Conditioning:
+        """The prompt as the model sees it, encoded anew."""
+        self.policy._text_cache.clear()
+        return self.policy.encode_prompts([prompt])
 
 
-def reference(trainer: Trainer) -> torch.Tensor:
-    """The same gradient, one prompt and one branch at a time."""
-    trainer.optimizer.zero_grad(set_to_none=True)
-    policy, config = trainer.policy, trainer.objective.config
-    vae, count = policy.pipe.vae, trainer.config.prompts_per_update
-    prompts = prompts_of_update(trainer.prompts, trainer.config.seed, 1, count)
-    generator = update_generator(trainer.config.seed, 1)
-    shape = policy.latent_shape(config.height, config.width)
-    noises = torch.randn((count, *shape), generator=generator).to(policy.device)
-    drawn = config.levels.draw(count, generator)
-    sigmas = policy.schedule(config.rollout_steps, config.height, config.width)
-    kept = policy._text_cache, trainer.reward._text_cache
-    policy._text_cache, trainer.reward._text_cache = OrderedDict(), OrderedDict()
-    vae.requires_grad_(True)
-    with torch.autograd.set_detect_anomaly(True, check_nan=True):
-        for number, prompt in enumerate(prompts):
-            noise, one = noises[[number]], slice(number, number + 1)
-            with torch.no_grad():
-                cond = _encoded_anew(trainer, prompt)
-                *_, last = euler(
-                    lambda x_t, sigma, cond=cond: policy.velocity(x_t, sigma, cond, config.rollout_guidance),
-                    noise,
-                    sigmas,
-                )
-            for steps in (config.levels.denoise(drawn)[one], config.levels.inversion(drawn)[one]):
-                cond = _encoded_anew(trainer, prompt)
-                sigma, target = steps.sigma.to(policy.device), steps.sigma_target.to(policy.device)
-                x_t = interpolate(last.x_t, noise, sigma)
-                velocity = policy.velocity(x_t, sigma, cond, config.guidance)
-                image = policy.decode(recover_x0(x_t, velocity, noise, sigma, target))
-                scored = trainer.objective.signal(trainer.reward, image, [prompt], steps.branch, steps.index, 1)
-                (-scored.reward.sum() / (2 * count)).backward()
-    vae.requires_grad_(False)
-    vae.zero_grad(set_to_none=True)
-    policy._text_cache, trainer.reward._text_cache = kept
-    return _gradient(trainer)
+def flat_gradient(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """All gradients in one row, as the last update has clipped them."""
+    return torch.cat([weight.grad.flatten() for weight in parameters])
 
 
-def _rollout(trainer: Trainer):
-    config = trainer.config
-    prompts = prompts_of_update(trainer.prompts, config.seed, 1, config.prompts_per_update)
-    generator = update_generator(config.seed, 1)
-    cond = trainer.policy.encode_prompts(prompts)
-    return trainer.objective.rollout(trainer.policy, prompts, cond, generator), generator
-
-
-def _encoded_anew(trainer: Trainer, prompt: str):
-    """The prompt as the model sees it, and the reward's texts forgotten: both are encoded for this pass alone."""
-    trainer.policy._text_cache.clear()
-    trainer.reward._text_cache.clear()
-    return trainer.policy.encode_prompts([prompt])
-
-
-def _gradient(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([weight.grad.flatten() for weight in trainer.parameters])
-
-
-def _seconds(way, trainer: Trainer) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     started_s = time.perf_counter()
-    way(trainer)
+    work()
     return time.perf_counter() - started_s

@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
 from srpo.runs import RunFolder
+from srpo.training.config import config_from_dict
+from srpo.training.flops import update_flops
 
 RUNS, TABLE = Path("runs") / "phenomenon", paths.REPOSITORY / "docs" / "phenomenon.md"
 FIRST_SEED = 120_000  # of the noise: no figure and no tuning has seen it
@@ -129,14 +131,38 @@ def measure(
     return rows
 
 
-def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: Mapping[str, float]) -> str:
-    """The Markdown page: the rows, and which of the paper's claims their intervals bear out."""
+@dataclass(frozen=True)
+class Cost:
+    """What a run of an arm took, the mean over its seeds."""
+
+    seconds: float  # of its updates, with whatever else the machine did
+    flops: float  # of its updates, by count
+
+
+def costs(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, Cost]:
+    """What each arm's finished runs took, by their records and settings."""
+    policy = FluxPolicy.from_pretrained(paths.FLUX, max_sequence_length=TEXT_TOKENS)
+    reward = ClipReward.from_pretrained(paths.REWARD)
+    found = {}
+    for name, folders in runs.items():
+        records = [record for run in folders for record in run.progress()]
+        of_update = update_flops(config_from_dict(folders[0].config()), policy, reward)  # seeds share all but the seed
+        seconds, count = sum(record.seconds for record in records), len(records)
+        found[name] = Cost(seconds / len(folders), of_update * count / len(folders))
+    return found
+
+
+def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: Mapping[str, Cost]) -> str:
+    """The Markdown page: the rows, and which of the paper's claims their intervals and their costs bear out."""
     columns = ("photo", "content", "hacked", "saturation", "sharpness", "raw reward", "positive minus negative")
     prompts = next(iter(rows.values()))["photo"].count
-    head = ["| model | " + " | ".join(columns) + " | training, s |", "|---" * (len(columns) + 2) + "|"]
+    head = [
+        "| model | " + " | ".join(columns) + " | training, TFLOP | training, s |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
     lines = [
         f"| {name} | {' | '.join(_cell(column, row[column]) for column in columns)} | "
-        f"{f'{costs[name]:.0f}' if name in costs else '-'} |"
+        f"{f'{costs[name].flops / 1e12:.2f} | {costs[name].seconds:.0f}' if name in costs else '- | -'} |"
         for name, row in rows.items()
     ]
     return f"""# SRPO's phenomenon on the miniature
@@ -144,11 +170,14 @@ def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: M
 Written by `python -m srpo.miniature.phenomenon`; seeds {", ".join(map(str, seeds))}, {prompts} neutral test prompts,
 the same noise for every model. In brackets 95 % intervals over prompts of the means over seeds. *Hacked*: more
 saturated than {1 - OUTLIERS:.0%} of the base's pictures, or smoother than {1 - OUTLIERS:.0%} of them: what the
-miniature's reward likes whatever the prompt says. Training is the mean time of a run's updates.
+miniature's reward likes whatever the prompt says. *Training* is a run's updates: the operations of their rollouts and
+gradient passes by count, the same on every machine, and the seconds they took on one that did other things as well.
 
 {chr(10).join(head + lines)}
 
-{chr(10).join(_claims(rows))}
+{chr(10).join(_claims(rows, costs))}
+
+Photos are *more* where the intervals do not overlap. Content is *equal* where they overlap.
 """
 
 
@@ -158,21 +187,42 @@ def _cell(column: str, value: Mean) -> str:
     return f"{value.mean:.4f} ({value.low:.4f} to {value.high:.4f})"
 
 
-def _claims(rows: Mapping[str, Mapping[str, Mean]]) -> list[str]:
-    """One line per claim: more of something only where intervals do not overlap, as much only where they do."""
-    names = [arm.name for arm in ARMS]
-    srpo, plain, paper, direct, early, _, late = names
-    claims = [(srpo, other, "photo") for other in (BASE, plain, paper, direct)] + [(late, early, "hacked")]
-    lines = [
-        f"- more {what} with {more} than with {less}: "
-        + ("borne out" if rows[more][what].low > rows[less][what].high else "**not borne out**")
-        for more, less, what in claims
-        if more in rows and less in rows
-    ]
-    if srpo in rows:
-        kept = rows[srpo]["content"].high >= rows[BASE]["content"].low
-        lines.append(f"- content is kept with {srpo}: {'borne out' if kept else '**not borne out**'}")
+def _claims(rows: Mapping[str, Mapping[str, Mean]], costs: Mapping[str, Cost]) -> list[str]:
+    """One line per claim, and where it is not borne out, what of it fails."""
+    srpo, plain, paper, direct, early, _, late = (arm.name for arm in ARMS)
+    lines = []
+    for other in (BASE, plain, paper, direct):
+        if srpo not in rows or other not in rows:
+            continue
+        claim, failing = f"more photo with {srpo} than with {other} at equal content", []
+        if not _is_more(rows[srpo]["photo"], rows[other]["photo"]):
+            failing.append("not more photo")
+        if (content := _compared(rows[srpo]["content"], rows[other]["content"])) != "equal":
+            failing.append(f"{content} content")
+        if other in (paper, direct):  # the reference's recipes
+            own, theirs = costs[srpo].flops, costs[other].flops
+            claim += f" and no more compute ({own / 1e12:.2f} against {theirs / 1e12:.2f} TFLOP)"
+            failing += ["more compute"] if own > theirs else []
+        lines.append(_line(claim, failing))
+    if late in rows and early in rows:
+        more = _is_more(rows[late]["hacked"], rows[early]["hacked"])
+        lines.append(_line(f"more hacked with {late} than with {early}", [] if more else ["not more"]))
     return lines
+
+
+def _line(claim: str, failing: Sequence[str]) -> str:
+    return f"- {claim}: " + (f"**not borne out**: {', '.join(failing)}" if failing else "borne out")
+
+
+def _is_more(value: Mean, other: Mean) -> bool:
+    return _compared(value, other) == "more"
+
+
+def _compared(value: Mean, other: Mean) -> str:
+    """ "more" or "less" where the intervals do not overlap, else "equal"."""
+    if value.low > other.high:
+        return "more"
+    return "less" if value.high < other.low else "equal"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,17 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = measure(runs, prompts)
-    costs = {name: _training_seconds(folders) for name, folders in runs.items()}
-    figures: dict[str, Any] = {"seeds": options.seeds, "rows": rows, "seconds": costs}
+    rows, found = measure(runs, prompts), costs(runs)
+    figures: dict[str, Any] = {
+        "seeds": options.seeds,
+        "rows": rows,
+        "costs": {name: asdict(cost) for name, cost in found.items()},
+    }
     options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    options.out.write_text(table(rows, options.seeds, costs), encoding="utf-8")
+    options.out.write_text(table(rows, options.seeds, found), encoding="utf-8")
     print(f"written: {options.out}")
     return 0
-
-
-def _training_seconds(runs: Sequence[RunFolder]) -> float:
-    return sum(record.seconds for run in runs for record in run.progress()) / len(runs)
 
 
 if __name__ == "__main__":

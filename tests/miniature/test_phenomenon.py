@@ -6,11 +6,12 @@ import pytest
 
 from srpo.evaluation.shares import Mean
 from srpo.miniature import phenomenon
-from srpo.miniature.phenomenon import ARMS, BASE, main, table
+from srpo.miniature.phenomenon import ARMS, BASE, Cost, main, table
 from srpo.training.config import with_settings
 from srpo.training.presets import preset
 
 COLUMNS = ("photo", "content", "hacked", "saturation", "sharpness", "raw reward", "positive minus negative")
+SRPO, PLAIN, PAPER, DIRECT, EARLY, _, LATE = (arm.name for arm in ARMS)
 
 
 def row(**means):
@@ -26,27 +27,48 @@ def test_every_arm_is_a_preset_with_settings_that_exist(arm):
     assert "miniature" in config.model
 
 
+def claims(rows, flops):
+    costs = {name: Cost(12.3, value) for name, value in flops.items()}
+    return [line for line in table(rows, [0, 1], costs).splitlines() if line.startswith("- ")]
+
+
 def test_a_claim_is_borne_out_only_where_intervals_do_not_overlap():
-    srpo, plain, paper, direct, early, _, late = (arm.name for arm in ARMS)
     rows = {
         BASE: row(photo=0.2),
-        srpo: row(photo=0.6),
-        plain: row(photo=0.1),
-        paper: row(photo=0.55),  # overlaps 0.55 ... 0.65
-        direct: row(photo=0.45),
-        early: row(hacked=0.1),
-        late: row(hacked=0.7),
+        SRPO: row(photo=0.6),
+        PLAIN: row(photo=0.1),
+        PAPER: row(photo=0.55),  # overlaps 0.55 ... 0.65
+        DIRECT: row(photo=0.45),
+        EARLY: row(hacked=0.1),
+        LATE: row(hacked=0.7),
     }
-    lines = [line for line in table(rows, [0, 1], {srpo: 12.3}).splitlines() if line.startswith("- ")]
-    assert [line.endswith(": borne out") for line in lines] == [True, True, False, True, True, True]
-    assert "| base | 20.0% (15.0% to 25.0%) |" in table(rows, [0, 1], {})
-    assert "| 12 |" in table(rows, [0, 1], {srpo: 12.3})
+    lines = claims(rows, {SRPO: 3e12, PAPER: 3e12, DIRECT: 9e12})
+    assert [line.endswith(": borne out") for line in lines] == [True, True, False, True, True]
+    assert lines[2].endswith("(3.00 against 3.00 TFLOP): **not borne out**: not more photo")
+    assert claims(rows | {LATE: row(hacked=0.2)}, {SRPO: 1, PAPER: 1, DIRECT: 1})[-1].endswith(
+        "not borne out**: not more"
+    )
+
+
+def test_better_means_at_equal_content_and_by_count_at_no_more_compute():
+    rows = {BASE: row(content=0.7), SRPO: row(photo=0.9), PAPER: row(content=0.3), DIRECT: row(photo=0.2)}
+    base, paper, direct = claims(rows, {SRPO: 3e12, PAPER: 2e12, DIRECT: 3e12})
+    assert base.endswith("at equal content: **not borne out**: less content")
+    assert paper.endswith("(3.00 against 2.00 TFLOP): **not borne out**: more content, more compute")
+    assert direct.endswith(": borne out")
+
+
+def test_the_table_has_what_the_training_took():
+    page = table({BASE: row(photo=0.2), SRPO: row()}, [0, 1], {SRPO: Cost(12.3, 4.56e12)})
+    assert "| base | 20.0% (15.0% to 25.0%) |" in page
+    assert next(line for line in page.splitlines() if line.startswith("| base |")).endswith("| - | - |")
+    assert next(line for line in page.splitlines() if line.startswith(f"| {SRPO} |")).endswith("| 4.56 | 12 |")
 
 
 @pytest.mark.slow
 def test_the_whole_command_writes_the_page_and_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(phenomenon, "ARMS", ARMS[:2])
-    monkeypatch.setattr(phenomenon, "_claims", lambda rows: [])
+    monkeypatch.setattr(phenomenon, "_claims", lambda rows, costs: [])
     arguments = [
         "--seeds",
         "0",
@@ -63,6 +85,8 @@ def test_the_whole_command_writes_the_page_and_its_figures(tmp_path, monkeypatch
     assert main(arguments) == 0
     figures = json.loads((tmp_path / "p.json").read_text())
     assert list(figures["rows"]) == [BASE, ARMS[0].name, ARMS[1].name]
+    # The two arms differ in the reward's words alone: one update of one prompt costs the same.
+    assert figures["costs"][SRPO]["flops"] == figures["costs"][PLAIN]["flops"] > 1e9
     page = (tmp_path / "p.md").read_text()
     assert all(f"| {name} |" in page for name in figures["rows"])
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*.safetensors")}
