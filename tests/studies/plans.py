@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from srpo.studies.criteria import PAPER, WHOLE
 from srpo.studies.schema import FixedStop, Model, Plan, Prompt, SequentialStop
 
 
-def make_plan(prompts: int = 4, models: int = 2, seeds: int = 1, **changes: object) -> Plan:
-    """A plan of that size; everything else is its default or a change."""
+def make_plan(
+    prompts: int = 4, models: int = 2, seeds: int = 1, texts: Sequence[str] | None = None, **changes: object
+) -> Plan:
+    """A plan of that size, or of those texts; everything else is its default or a change."""
+    texts = texts or [f"a thing of number {number}" for number in range(prompts)]
     fields = {
         "title": "Is it better?",
-        "prompts": [Prompt(text=f"a thing of number {number}") for number in range(prompts)],
+        "prompts": [Prompt(text=text) for text in texts],
         "models": [Model(key=f"model-{number}", label=f"Model {number}") for number in range(models)],
         "seeds": list(range(seeds)),
     }
