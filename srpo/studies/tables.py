@@ -65,11 +65,12 @@ pictures = Table(
     Column("seed", WHOLE, primary_key=True, autoincrement=False),
     Column("model", Text, primary_key=True),
     Column("spoiled", WHOLE, primary_key=True, autoincrement=False),
-    Column("file", Text, nullable=False, unique=True),
+    Column("file", Text, nullable=False),
     Column("sha256", Text, nullable=False),  # of the file's bytes
     Column("source_sha256", Text, nullable=False),  # of the file it was made from
     Column("width", WHOLE, nullable=False),
     Column("height", WHOLE, nullable=False),
+    sa.UniqueConstraint("study", "file"),
     **STRICT,
 )
 votes = Table(

@@ -10,14 +10,21 @@ from srpo.studies.schema import FixedStop, Model, Plan, Prompt, SequentialStop
 
 
 def make_plan(
-    prompts: int = 4, models: int = 2, seeds: int = 1, texts: Sequence[str] | None = None, **changes: object
+    prompts: int = 4,
+    models: int | Sequence[Model] = 2,
+    seeds: int = 1,
+    texts: Sequence[str] | None = None,
+    **changes: object,
 ) -> Plan:
-    """A plan of that size, or of those texts; everything else is its default or a change."""
-    texts = texts or [f"a thing of number {number}" for number in range(prompts)]
+    """A plan of that size, or of those texts and models; everything else is its default or a change."""
+    if isinstance(models, int):
+        models = [Model(key=f"model-{number}", label=f"Model {number}") for number in range(models)]
     fields = {
         "title": "Is it better?",
-        "prompts": [Prompt(text=text) for text in texts],
-        "models": [Model(key=f"model-{number}", label=f"Model {number}") for number in range(models)],
+        "prompts": [
+            Prompt(text=text) for text in texts or [f"a thing of number {number}" for number in range(prompts)]
+        ],
+        "models": models,
         "seeds": list(range(seeds)),
     }
     return Plan(**fields | changes)
