@@ -15,8 +15,26 @@ class Scale:
     pictures: int = 256
     updates: int = 10
     prompts_per_update: int = 8
+    kills: int = 300  # of processes that store votes
+    studies: int = 10_000  # random ones, for their schedules
+    simulations: int = 2000  # of votes, for every spread of prompts
+    boards: int = 50  # simulated ones, for strengths and for each defect
+    votes: int = 20  # of each of 50 raters
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
 
 FULL = Scale()
-QUICK = Scale(pairs=1, steps=2, rounds=1, pictures=8, updates=1, prompts_per_update=2, cold_start=False)
+QUICK = Scale(
+    pairs=1,
+    steps=2,
+    rounds=1,
+    pictures=8,
+    updates=1,
+    prompts_per_update=2,
+    kills=2,
+    studies=20,
+    simulations=200,
+    boards=3,
+    votes=2,
+    cold_start=False,
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from srpo.studies.analysis import Analysis, PairResult, Ranking, RatingResult, Results
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 
 INK, SOFT, ACCENT = "#20242e", "#6a7183", "#b4582a"
 LEVEL_COLOURS = ("#2c6e49", "#8fbf88", "#f0c987", "#b4432f")  # told apart in grey as well; the words stand beside them
-ROW_HEIGHT = 34  # pixels
+ROW_HEIGHT = 40  # pixels
 
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #20242e; background: #fff; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; }
+  padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d9dce3; padding-top: 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e6e8ee; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td { min-width: 4.5rem; }
+td.n { min-width: 2.5rem; text-align: right; font-variant-numeric: tabular-nums; }
 .note { color: #5a6172; } .flag { background: #fdf1e7; border-left: 4px solid #b4582a; padding: .5rem .8rem; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 """
@@ -94,13 +96,13 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
     rows = [pair for pair in pairs if pair.without_ties is not None]
     names = [_pair_label(plan, pair, several=len(plan.criteria) > 1) for pair in rows]
     figure = go.Figure()
-    for title, colour, symbol, estimates in (
-        ("without ties", ACCENT, "circle", [pair.without_ties for pair in rows]),
-        ("ties as half", SOFT, "diamond", [pair.with_ties for pair in rows]),
+    for title, colour, symbol, apart, estimates in (
+        ("without ties", ACCENT, "circle", -0.14, [pair.without_ties for pair in rows]),
+        ("ties as half", SOFT, "diamond", 0.14, [pair.with_ties for pair in rows]),
     ):
         figure.add_scatter(
             x=[estimate.value for estimate in estimates],
-            y=names,
+            y=[place + apart for place in range(len(rows))],
             name=title,
             mode="markers",
             marker={"color": colour, "size": 10, "symbol": symbol},
@@ -108,6 +110,7 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
         )
     figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1})
     figure.update_xaxes(range=[0, 1], tickformat=".0%", title="share of votes for the first model")
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names)
     return _laid_out(figure, len(rows))
 
 
@@ -132,7 +135,7 @@ def rating_figure(plan: Plan, ratings: Sequence[RatingResult]) -> go.Figure:
     """Stacked shares of the levels, one row for each model on each criterion, as the paper shows them."""
     import plotly.graph_objects as go
 
-    names = [f"{_criterion(plan, result.criterion)} · {_label(plan.label(result.model))}" for result in ratings]
+    names = [f"{_label(_criterion(plan, result.criterion))} · {_label(plan.label(result.model))}" for result in ratings]
     figure = go.Figure()
     for level, colour in zip(LEVELS, LEVEL_COLOURS, strict=True):
         values = [result.shares[level].value for result in ratings]
@@ -187,25 +190,37 @@ def _drawn(figure: go.Figure, key: str, says: str) -> str:
 
 
 def _label(text: str) -> str:
-    """A text as a figure may show it: figures read some HTML, and need not be long."""
-    return escape(text if len(text) <= 60 else text[:59] + "…")
+    """A text as a figure may show it, in two lines at most; figures read some HTML."""
+    lines = wrap(text, 28) or [""]
+    if len(lines) > 2:
+        lines = [lines[0], lines[1][:27] + "…"]
+    return "<br>".join(map(escape, lines))
 
 
 def _pair_label(plan: Plan, pair: PairResult, *, several: bool) -> str:
-    models = f"{_label(plan.label(pair.first))} against {_label(plan.label(pair.second))}"
-    return f"{_criterion(plan, pair.criterion)} · {models}" if several else models
+    """What a row of the figure is called: by its models, its criterion, or both where both differ between rows."""
+    models = f"{_label(plan.label(pair.first))}<br>against {_label(plan.label(pair.second))}"
+    if not several:
+        return models
+    criterion = _label(_criterion(plan, pair.criterion))
+    return f"{criterion}<br>{models}" if len(plan.models) > 2 else criterion
 
 
 def _criterion(plan: Plan, key: str) -> str:
     known = {criterion.key: criterion.title for criterion in plan.criteria}
-    return _label(known.get(key, "Overall" if key == OVERALL else key))
+    return known.get(key, "Overall" if key == OVERALL else key)
 
 
 # Text and tables
 
 
 def _summary(plan: Plan, found: Analysis) -> str:
-    told = [pair.sentence for pair in found.pairs if pair.category is None]
+    several = len(plan.criteria) > 1
+    told = [
+        (f"{_criterion(plan, pair.criterion)}: " if several else "") + pair.sentence
+        for pair in found.pairs
+        if pair.category is None
+    ]
     lines = [
         f"{found.votes:,} votes by {found.raters:,} raters on {len(plan.prompts):,} prompts; "
         f"{found.items_complete:,} of {found.items:,} items have all their votes.",
@@ -232,7 +247,7 @@ def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
             f"first model's share, ties as half, lies between {share(shown.low)} and {share(shown.high)}.</p>"
         )
     for ranking in found.rankings:
-        title = _criterion(plan, ranking.criterion)
+        title = escape(_criterion(plan, ranking.criterion))
         order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)
         parts += [
             f"<h3>Strengths: {title}</h3>",
@@ -258,7 +273,7 @@ def _pair_table(plan: Plan, pairs: Sequence[PairResult]) -> str:
         doubt = "–" if shaky is None else f"{'–' if shaky.to_doubt is None else shaky.to_doubt} / {shaky.to_flip}"
         rows.append(
             (
-                *(_criterion(plan, pair.criterion), escape(pair.category or "all")),
+                *(escape(_criterion(plan, pair.criterion)), escape(pair.category or "all")),
                 *(escape(plan.label(pair.first)), escape(plan.label(pair.second))),
                 *(pair.first_won, pair.second_won, pair.ties, pair.both_bad),
                 *(interval(pair.without_ties), interval(pair.with_ties)),
@@ -297,7 +312,7 @@ def _rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
     )
     rows = [
         (
-            *(_criterion(plan, result.criterion), escape(plan.label(result.model))),
+            *(escape(_criterion(plan, result.criterion)), escape(plan.label(result.model))),
             *(interval(result.shares[level]) for level in LEVELS),
             *(interval(result.excellent_gain), result.shares[LEVELS[0]].votes),
         )
@@ -309,7 +324,7 @@ def _rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
 def _health(plan: Plan, found: Analysis) -> str:
     health = found.health
     rows = [
-        (f"Krippendorff's alpha, {_criterion(plan, key)}", "not defined" if value is None else f"{value:.3f}")
+        (f"Krippendorff's alpha, {escape(_criterion(plan, key))}", "not defined" if value is None else f"{value:.3f}")
         for key, value in health.alpha.items()
     ]
     if health.left is not None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import pytest
 
+from benchmarks.studies import open_study, picture_rows
 from srpo.studies import export
 from srpo.studies.analysis import results
 from srpo.studies.criteria import PAPER, STANDARD
@@ -28,19 +29,17 @@ from srpo.studies.export import (
 )
 from srpo.studies.report import report_html
 from srpo.studies.schema import Model, SequentialStop
-from srpo.studies.simulation import World, clicks_fast, clicks_left, simulate
+from srpo.studies.simulation import World, clicks_fast, clicks_left, example_plan, simulate
 from srpo.studies.store import Refused, Store
-from tests.studies.keeping import open_study, picture_rows
-from tests.studies.plans import make_plan
 
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>=cmd|' /C calc'!A0 \"quoted\" {{7*7}}"
 PLANS = {
-    "pairs": make_plan(prompts=20, criteria=STANDARD),
-    "three": make_plan(prompts=15, models=3, seeds=2),
-    "sequential": make_plan(prompts=30, stop=SequentialStop(votes_per_item=2)),
-    "rating": make_plan(prompts=12, models=3, mode="rating", criteria=PAPER),
-    "evil": make_plan(
-        texts=[f"{EVIL} {number}" for number in range(12)],
+    "pairs": example_plan(prompts=20, criteria=STANDARD),
+    "three": example_plan(prompts=15, models=3, seeds=2),
+    "sequential": example_plan(prompts=30, stop=SequentialStop(votes_per_item=2)),
+    "rating": example_plan(prompts=12, models=3, mode="rating", criteria=PAPER),
+    "evil": example_plan(
+        [f"{EVIL} {number}" for number in range(12)],
         title=EVIL[:190],
         instructions=EVIL,
         settings={EVIL[:100]: EVIL},
@@ -100,7 +99,7 @@ def test_no_code_of_a_rater_leaves_the_store(store):
 
 
 def test_a_study_is_exported_after_its_end_only(store, tmp_path):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     with pytest.raises(Refused, match="exported when it has ended"):
         export_folder(store, study.id, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -213,7 +212,7 @@ def test_a_vote_twice_a_broken_line_and_strange_pictures_are_refused(store, tmp_
         with pytest.raises(ValueError, match=r"Line 1 of pictures\.jsonl does not fit"):
             import_study(store, folder)
     resign(folder, "pictures.jsonl", made)
-    resign(folder, "plan.json", make_plan(prompts=15, models=3, seeds=2, seed=1).as_text().encode())
+    resign(folder, "plan.json", example_plan(prompts=15, models=3, seeds=2, seed=1).as_text().encode())
     with pytest.raises(ValueError, match="its plan has another hash"):
         import_study(store, folder)
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from srpo.studies.images import DATE_S, bring, encode, gather, keep, leaks, plain, spoil
 from srpo.studies.schedule import Shown, pictures, schedule
+from srpo.studies.simulation import example_plan
 from srpo.studies.store import Store
-from tests.studies.plans import make_plan
 
 
 def picture(number, size=(64, 48)):
@@ -269,7 +269,7 @@ def test_a_spoiled_picture_keeps_its_size_and_loses_nearly_all_it_shows():
 
 def study_of(store, folders, seeds=2):
     found = gathered(folders)
-    plan = make_plan(texts=[prompt.text for prompt in found.prompts], seeds=seeds, gold=0.2)
+    plan = example_plan([prompt.text for prompt in found.prompts], seeds=seeds, gold=0.2)
     keys = dict(zip(("model-0", "model-1"), folders, strict=True))
     files = {(p, s, key): found.files[p, s, folder] for key, folder in keys.items() for p in range(3) for s in range(2)}
     return store.create(plan), files
@@ -330,7 +330,7 @@ def test_a_file_that_has_gone_meanwhile_is_named(folders, tmp_path):
 
 
 def test_names_and_sizes_that_tell_a_model_are_found():
-    plan = make_plan(prompts=1)
+    plan = example_plan(prompts=1)
     pair = [
         keep_like(Shown(0, 0, "model-0"), "0" * 32 + ".png", 64),
         keep_like(Shown(0, 0, "model-1"), "1" * 32 + ".png", 64),

@@ -9,20 +9,20 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from benchmarks.studies import open_study, picture_rows
 from srpo.studies import store as module
 from srpo.studies.criteria import PAPER
 from srpo.studies.schedule import Shown, schedule
 from srpo.studies.schema import Filters
-from srpo.studies.simulation import simulate
+from srpo.studies.simulation import example_plan, simulate
 from srpo.studies.store import QuickVote, Receipt, Refused, Store
-from tests.studies.keeping import open_study, picture_rows, vote_next
-from tests.studies.plans import make_plan
+from tests.studies.keeping import vote_next
 
 LEFT = {"overall": "left"}
 
 
 def test_a_study_goes_from_preparation_over_voting_to_its_end(store):
-    plan = make_plan(prompts=12)
+    plan = example_plan(prompts=12)
     study = store.create(plan)
     assert (study.state, study.version, study.series, study.sha256) == ("preparing", 1, study.id, plan.sha256)
     with pytest.raises(Refused, match="has not begun"):
@@ -50,7 +50,7 @@ def test_a_study_goes_from_preparation_over_voting_to_its_end(store):
 
 
 def test_a_picture_that_the_study_does_not_have_is_refused(store):
-    plan = make_plan()
+    plan = example_plan()
     study = store.create(plan)
     stranger = replace(picture_rows(plan)[0], shown=Shown(99, 0, "model-0"))
     with pytest.raises(Refused, match="no place in the study"):
@@ -58,7 +58,7 @@ def test_a_picture_that_the_study_does_not_have_is_refused(store):
 
 
 def test_all_of_a_raters_votes_come_back_as_given(store):
-    plan = make_plan(prompts=12)
+    plan = example_plan(prompts=12)
     study = open_study(store, plan)
     rater = store.join(study.id)
     trials = schedule(plan, rater.number)
@@ -78,7 +78,7 @@ def test_all_of_a_raters_votes_come_back_as_given(store):
 
 
 def test_a_showing_names_the_pictures_by_their_files_and_nothing_else(store):
-    plan = make_plan(prompts=12)
+    plan = example_plan(prompts=12)
     study = open_study(store, plan)
     rater = store.join(study.id)
     files = {picture.file: shown for shown, picture in store.pictures(study.id).items()}
@@ -90,7 +90,7 @@ def test_a_showing_names_the_pictures_by_their_files_and_nothing_else(store):
 
 
 def test_the_next_trials_can_be_fetched_ahead(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     ahead = store.showings(rater.code, 3)
     assert len(ahead) == 3
@@ -99,7 +99,7 @@ def test_the_next_trials_can_be_fetched_ahead(store):
 
 
 def test_a_repeated_click_changes_nothing_whatever_it_says(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     ticket = store.showings(rater.code)[0].ticket
     assert store.vote(rater.code, ticket, LEFT, 2.0).recorded
@@ -110,7 +110,7 @@ def test_a_repeated_click_changes_nothing_whatever_it_says(store):
 
 
 def test_a_vote_can_be_taken_back_and_a_late_copy_of_it_does_not_come_back(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     first, second = (shown.ticket for shown in store.showings(rater.code, 2))
     for ticket in (first, second):
@@ -133,7 +133,7 @@ def test_a_vote_can_be_taken_back_and_a_late_copy_of_it_does_not_come_back(store
 
 
 def test_a_rater_comes_back_by_the_code_however_it_is_written(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     assert re.fullmatch(r"[2-9A-Z]{4}-[2-9A-Z]{4}", rater.code)
     for written in (rater.code.lower(), rater.code.replace("-", ""), f"  {rater.code.replace('-', ' ')} "):
@@ -144,7 +144,7 @@ def test_a_rater_comes_back_by_the_code_however_it_is_written(store):
 
 @pytest.mark.parametrize("code", ["", "ABCD-EFGH", "x" * 10_000, "a\0b", "\ud800", "' OR 1=1 --", None, 7])
 def test_a_code_that_does_not_exist_is_refused(store, code):
-    open_study(store)
+    open_study(store, example_plan(prompts=12))
     for ask in (store.rater, store.showings, store.undo, lambda text: store.vote(text, "0-0-x", LEFT, 1.0)):
         with pytest.raises(Refused, match="no rater with this code"):
             ask(code)
@@ -159,7 +159,7 @@ def test_a_study_that_does_not_exist_is_refused(store, identity):
 
 def test_a_vote_for_a_foreign_trial_is_refused(store):
     """A ticket of another rater, of another study, of a trial that is not there, and invented ones."""
-    one, other = open_study(store), open_study(store, make_plan(prompts=12, seed=1))
+    one, other = open_study(store, example_plan(prompts=12)), open_study(store, example_plan(prompts=12, seed=1))
     rater, neighbour, stranger = store.join(one.id), store.join(one.id), store.join(other.id)
     own = store.showings(rater.code)[0].ticket
     tickets = [store.showings(who.code)[0].ticket for who in (neighbour, stranger)]
@@ -179,7 +179,7 @@ def test_a_vote_for_a_foreign_trial_is_refused(store):
 
 
 def test_after_the_end_no_vote_is_taken_but_a_stored_one_is_still_acknowledged(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     first, second = (shown.ticket for shown in store.showings(rater.code, 2))
     store.vote(rater.code, first, LEFT, 1.0)
@@ -198,7 +198,7 @@ def test_after_the_end_no_vote_is_taken_but_a_stored_one_is_still_acknowledged(s
 
 @pytest.mark.parametrize("answers", [{}, {"overall": "middle"}, {"overall": "left", "more": "left"}, None, "left"])
 def test_answers_that_do_not_fit_are_refused_and_the_trial_stays_open(store, answers):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     ticket = store.showings(rater.code)[0].ticket
     with pytest.raises(Refused):
@@ -210,7 +210,7 @@ def test_answers_that_do_not_fit_are_refused_and_the_trial_stays_open(store, ans
 
 
 def test_a_rating_study_shows_one_picture_and_stores_a_level_for_each_criterion(store):
-    plan = make_plan(prompts=12, mode="rating", criteria=PAPER)
+    plan = example_plan(prompts=12, mode="rating", criteria=PAPER)
     study = open_study(store, plan)
     rater = store.join(study.id)
     (shown,) = store.showings(rater.code)
@@ -221,20 +221,20 @@ def test_a_rating_study_shows_one_picture_and_stores_a_level_for_each_criterion(
 
 
 def test_a_changed_plan_replaces_itself_while_it_is_prepared_and_is_a_new_version_afterwards(store):
-    plan = make_plan(prompts=12)
+    plan = example_plan(prompts=12)
     study = store.create(plan)
     with pytest.raises(ValueError, match="has not changed"):
         store.revise(study.id, plan)
-    changed = make_plan(prompts=13)
+    changed = example_plan(prompts=13)
     same = store.revise(study.id, changed)
     assert (same.id, same.version, same.plan) == (study.id, 1, changed)
     store.add_pictures(study.id, picture_rows(changed))
     store.open(study.id)
     rater = store.join(study.id)
     vote_next(store, rater)
-    second = store.revise(study.id, make_plan(prompts=14))
+    second = store.revise(study.id, example_plan(prompts=14))
     assert (second.version, second.series, second.state) == (2, study.id, "preparing")
-    third = store.revise(study.id, make_plan(prompts=13, filters=Filters(min_gold=None)))
+    third = store.revise(study.id, example_plan(prompts=13, filters=Filters(min_gold=None)))
     assert third.version == 3
     assert store.study(study.id).plan == changed
     assert len(store.votes(study.id)) == 1 and store.votes(second.id) == []
@@ -243,7 +243,7 @@ def test_a_changed_plan_replaces_itself_while_it_is_prepared_and_is_a_new_versio
 
 def test_many_raters_at_once_lose_nothing_and_share_nothing(store):
     """Ten threads join and give all of their votes, each of them twice."""
-    plan = make_plan(prompts=8)
+    plan = example_plan(prompts=8)
     study = open_study(store, plan)
     errors = []
 
@@ -268,7 +268,7 @@ def test_many_raters_at_once_lose_nothing_and_share_nothing(store):
 
 
 def test_one_vote_clicked_by_many_threads_is_recorded_once(store):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     ticket = store.showings(rater.code)[0].ticket
     receipts = []
@@ -284,7 +284,7 @@ def test_one_vote_clicked_by_many_threads_is_recorded_once(store):
 
 
 def test_two_stores_on_one_place_see_each_others_votes(store, place):
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     other = Store(place)
     try:
@@ -313,7 +313,7 @@ def test_everything_is_there_after_closing_and_opening(place):
 
 def test_a_full_study_takes_no_more_raters(store, monkeypatch):
     monkeypatch.setattr(module, "MAX_RATERS", 2)
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     store.join(study.id), store.join(study.id)
     with pytest.raises(Refused, match="takes no more"):
         store.join(study.id)
@@ -321,7 +321,7 @@ def test_a_full_study_takes_no_more_raters(store, monkeypatch):
 
 def test_hostile_text_is_stored_as_text(store):
     evil = "'; DROP TABLE votes; -- <script>alert(1)</script> =cmd|' /C calc'!A0"
-    study = open_study(store, make_plan(texts=[evil, "a ball"], title=evil))
+    study = open_study(store, example_plan([evil, "a ball"], title=evil))
     rater = store.join(study.id)
     assert evil in {shown.prompt for shown in store.showings(rater.code, 9)}
     assert vote_next(store, rater)
@@ -329,7 +329,7 @@ def test_hostile_text_is_stored_as_text(store):
 
 
 def test_a_restored_study_is_closed_and_has_the_same_votes(store):
-    plan = make_plan(prompts=12)
+    plan = example_plan(prompts=12)
     given = simulate(plan, 3, 0)
     rows = picture_rows(plan)
     study = store.restore(plan, 2, given, rows)

@@ -10,9 +10,11 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.studies import open_study
 from srpo.studies import tables
+from srpo.studies.simulation import example_plan
 from srpo.studies.store import Store, Unavailable
-from tests.studies.keeping import open_study, vote_next
+from tests.studies.keeping import vote_next
 
 
 def pragma(path, name):
@@ -26,7 +28,7 @@ def pragma(path, name):
 def used_file(path):
     """A file with a study and a vote; (the study's id, the votes)."""
     store = Store(path)
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     vote_next(store, store.join(study.id))
     kept = store.votes(study.id)
     store.close()
@@ -163,7 +165,7 @@ def test_a_locked_file_says_that_nothing_was_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BUSY_S", 0.2)
     path = tmp_path / "studies.db"
     store = Store(path)
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -178,7 +180,7 @@ def test_a_locked_file_says_that_nothing_was_stored(tmp_path, monkeypatch):
 def test_a_copy_made_while_others_write_is_whole(tmp_path):
     path = tmp_path / "studies.db"
     store = Store(path)
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
     for _ in range(5):
         vote_next(store, rater)
@@ -203,7 +205,7 @@ def test_an_address_that_is_no_use_is_refused(place, says):
 
 def test_a_newer_schema_on_the_server_is_refused_untouched(new_database):
     store = Store(new_database)
-    study = open_study(store)
+    study = open_study(store, example_plan(prompts=12))
     store.close()
     with psycopg.connect(new_database) as connection:
         connection.execute("UPDATE studies_schema SET number = 99")
