@@ -17,6 +17,11 @@ class Scale:
     watches: int = 3  # of a run by a page
     updates_watched: int = 5  # in each of these, and as many unwatched
     prompts_per_update: int = 8
+    kills: int = 300  # of processes that store votes
+    studies: int = 10_000  # random ones, for their schedules
+    simulations: int = 2000  # of votes, for every spread of prompts
+    boards: int = 50  # simulated ones, for strengths and for each defect
+    votes: int = 20  # of each of 50 raters
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
 
@@ -30,5 +35,10 @@ QUICK = Scale(
     watches=1,
     updates_watched=1,
     prompts_per_update=2,
+    kills=2,
+    studies=20,
+    simulations=200,
+    boards=3,
+    votes=2,
     cold_start=False,
 )

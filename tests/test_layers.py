@@ -19,7 +19,7 @@ PROTOCOLS = ("srpo.policies.base", "srpo.rewards.base", "srpo.rewards.control_wo
 OURS = {
     "srpo.flow": (),
     "srpo.runs": (),
-    "srpo.studies": (),
+    "srpo.studies": ("srpo.runs.atomic",),
     "srpo.policies": ("srpo.flow", "srpo.runs.atomic"),
     "srpo.rewards": ("srpo.flow", "srpo.runs.atomic"),
     "srpo.objectives": ("srpo.flow", *PROTOCOLS),

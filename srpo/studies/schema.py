@@ -35,7 +35,7 @@ Scalar = str | int | float | bool | None
 Lane = tuple[str, ...]  # the models shown together: two in a pair, one where pictures are rated
 
 
-def _text(name: str, most: int, *, empty: bool = False):
+def one_line(name: str, most: int, *, empty: bool = False):
     """A check that gives one line of text without surrounding space, which any database and file can hold."""
 
     def check(value: object) -> str:
@@ -75,7 +75,7 @@ def _share(name: str, most: float = 1.0):
 
 
 Seed = Annotated[int, BeforeValidator(_between("A seed", 0, MAX_SEED, whole=True))]
-Name = Annotated[str, BeforeValidator(_text("A name", MAX_NAME_CHARACTERS))]
+Name = Annotated[str, BeforeValidator(one_line("A name", MAX_NAME_CHARACTERS))]
 VotesPerItem = Annotated[int, BeforeValidator(_between("The number of votes on each pair", 1, 1000, whole=True))]
 
 
@@ -88,8 +88,8 @@ class Part(BaseModel):
 class Prompt(Part):
     """What a picture was asked to show."""
 
-    text: Annotated[str, BeforeValidator(_text("A prompt", MAX_PROMPT_CHARACTERS))]
-    category: Annotated[str, BeforeValidator(_text("A category", MAX_NAME_CHARACTERS, empty=True))] = ""
+    text: Annotated[str, BeforeValidator(one_line("A prompt", MAX_PROMPT_CHARACTERS))]
+    category: Annotated[str, BeforeValidator(one_line("A category", MAX_NAME_CHARACTERS, empty=True))] = ""
 
 
 class Model(Part):
@@ -97,7 +97,7 @@ class Model(Part):
 
     key: Name  # "base", "run:first", "folder:1": unique within the plan
     label: Name  # as it is called when the study is over
-    weights_sha256: Annotated[str, BeforeValidator(_text("A hash", 64, empty=True))] = ""
+    weights_sha256: Annotated[str, BeforeValidator(one_line("A hash", 64, empty=True))] = ""
 
 
 class FixedStop(Part):
@@ -129,8 +129,8 @@ class Filters(Part):
 class Plan(Part):
     """A whole study, with its analysis. An item is a prompt with a seed and the models that are shown together."""
 
-    title: Annotated[str, BeforeValidator(_text("The title", MAX_NAME_CHARACTERS))]
-    instructions: Annotated[str, BeforeValidator(_text("The instructions", MAX_TEXT_CHARACTERS, empty=True))] = ""
+    title: Annotated[str, BeforeValidator(one_line("The title", MAX_NAME_CHARACTERS))]
+    instructions: Annotated[str, BeforeValidator(one_line("The instructions", MAX_TEXT_CHARACTERS, empty=True))] = ""
     mode: Literal["pairwise", "rating"] = "pairwise"
     prompts: tuple[Prompt, ...]
     models: tuple[Model, ...]
@@ -168,9 +168,9 @@ class Plan(Part):
         if any(isinstance(value, float) and not math.isfinite(value) for value in self.settings.values()):
             raise ValueError("A setting of the pictures is no finite number: correct it.")
         for name, value in self.settings.items():
-            _text("The name of a setting", MAX_NAME_CHARACTERS)(name)
+            one_line("The name of a setting", MAX_NAME_CHARACTERS)(name)
             if isinstance(value, str):
-                _text(f"The setting {name!r}", MAX_TEXT_CHARACTERS, empty=True)(value)
+                one_line(f"The setting {name!r}", MAX_TEXT_CHARACTERS, empty=True)(value)
         if self.trials_per_rater is None and self.num_items > MAX_TRIALS:
             raise ValueError(
                 f"Each rater would see {self.num_items:,} items, more than {MAX_TRIALS:,}: limit the trials of a rater."
@@ -299,7 +299,7 @@ def _check_criterion(criterion: Criterion) -> None:
         raise ValueError(
             f"A criterion's key is a short word of small letters, digits and _, not {criterion.key[:40]!r}."
         )
-    _text("A criterion's title", MAX_NAME_CHARACTERS)(criterion.title)
-    _text("A criterion's question", MAX_NAME_CHARACTERS)(criterion.question)
+    one_line("A criterion's title", MAX_NAME_CHARACTERS)(criterion.title)
+    one_line("A criterion's question", MAX_NAME_CHARACTERS)(criterion.question)
     for line in criterion.rubric:
-        _text("A line of a rubric", MAX_TEXT_CHARACTERS)(line)
+        one_line("A line of a rubric", MAX_TEXT_CHARACTERS)(line)

@@ -14,7 +14,7 @@ import numpy as np
 
 from srpo.studies.criteria import LEVELS
 from srpo.studies.schedule import Trial, schedule
-from srpo.studies.schema import Plan
+from srpo.studies.schema import Model, Plan, Prompt
 from srpo.studies.votes import Vote
 
 START_US = 1_700_000_000_000_000
@@ -43,6 +43,23 @@ class Look:
 
 
 Behaviour = Callable[[Look], tuple[str, float]]  # (the answer, the seconds it took)
+
+
+def example_plan(
+    prompts: int | Sequence[str] = 4, models: int | Sequence[Model] = 2, seeds: int = 1, **changes: object
+) -> Plan:
+    """A plan of that size, or of those texts and models; everything else is its default, or a change."""
+    if isinstance(prompts, int):
+        prompts = [f"a thing of number {number}" for number in range(prompts)]
+    if isinstance(models, int):
+        models = [Model(key=f"model-{number}", label=f"Model {number}") for number in range(models)]
+    fields = {
+        "title": "Is it better?",
+        "prompts": [Prompt(text=text) for text in prompts],
+        "models": models,
+        "seeds": list(range(seeds)),
+    }
+    return Plan(**fields | changes)
 
 
 def simulate(

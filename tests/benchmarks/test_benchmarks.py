@@ -94,6 +94,15 @@ def test_every_measurement_runs_in_one_command(weights, tmp_path):
     difference = value.pop("largest difference of the pictures")
     assert difference <= 1
     assert value["largest difference of the gradients, relative"] < 1e-3  # the same work
+    for nothing in (
+        "acknowledged votes lost",
+        "votes stored twice or otherwise than sent",
+        "rules that random schedules break",
+        "clean boards with a flag",
+    ):
+        assert value.pop(nothing) == 0
+    assert value.pop("strengths beside scipy's minimum, largest difference") < 1e-6
+    assert value.pop("sequential stop: most false wins") <= 5
     assert all(number > 0 for number in value.values())
     assert value["models ready, warm start"] >= value["page answers, warm start"]
     assert value["pairs per minute, with previews"] == pytest.approx(60 / value["seconds per pair, with previews"])

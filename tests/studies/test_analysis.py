@@ -11,9 +11,8 @@ from srpo.studies.analysis import analyse, apply_filters, filter_sentences, is_c
 from srpo.studies.criteria import LEVELS, PAPER, STANDARD
 from srpo.studies.schedule import schedule
 from srpo.studies.schema import Filters, FixedStop, Prompt, SequentialStop
-from srpo.studies.simulation import World, clicks_left, simulate
+from srpo.studies.simulation import World, clicks_left, example_plan, simulate
 from srpo.studies.votes import Vote, check_answers, check_dwell
-from tests.studies.plans import make_plan
 
 BETTER = World(strengths={"model-1": 2.0}, ties=0.0)
 
@@ -33,7 +32,7 @@ def for_model(model):
 
 def test_wins_ties_and_both_bad_are_counted_once_each_whatever_the_side():
     """Of 40 prompts, by number modulo 4: model 0, model 1, tie, both bad."""
-    plan = make_plan(prompts=40)
+    plan = example_plan(prompts=40)
 
     def answer(trial):
         turn = trial.prompt % 4
@@ -47,14 +46,14 @@ def test_wins_ties_and_both_bad_are_counted_once_each_whatever_the_side():
 
 
 def test_repeats_and_gold_pairs_do_not_count_as_votes():
-    plan = make_plan(prompts=40)
+    plan = example_plan(prompts=40)
     found = analyse(plan, votes_by(plan, 0, for_model("model-1")))
     assert found.votes == found.pairs[0].second_won == 40
     assert (found.health.repeats, found.health.gold) == (plan.num_repeats, plan.num_gold)
 
 
 def test_a_clear_winner_is_named_from_the_winners_side():
-    plan = make_plan(prompts=40)
+    plan = example_plan(prompts=40)
     found = analyse(plan, simulate(plan, 5, 0, BETTER)).pairs[0]
     assert found.outcome == "second" and found.more_prompts == 0
     assert found.sentence.startswith("Model 1 wins ")
@@ -63,7 +62,7 @@ def test_a_clear_winner_is_named_from_the_winners_side():
 
 
 def test_too_little_data_says_so_and_how_much_more_is_needed():
-    plan = make_plan(prompts=8)
+    plan = example_plan(prompts=8)
     found = analyse(plan, simulate(plan, 5, 0, BETTER)).pairs[0]
     assert found.outcome == "not enough" and found.without_ties.low is None
     assert found.sentence.startswith("Not enough: 8 prompts with a decided vote; about ")
@@ -74,16 +73,16 @@ def test_too_little_data_says_so_and_how_much_more_is_needed():
 
 
 def test_with_the_prompts_it_lacked_a_study_without_a_difference_says_that_there_is_none():
-    small = analyse(make_plan(prompts=30), simulate(make_plan(prompts=30), 3, 1)).pairs[0]
+    small = analyse(example_plan(prompts=30), simulate(example_plan(prompts=30), 3, 1)).pairs[0]
     assert small.outcome == "not enough"
-    plan = make_plan(prompts=30 + small.more_prompts + 40)
+    plan = example_plan(prompts=30 + small.more_prompts + 40)
     large = analyse(plan, simulate(plan, 3, 1)).pairs[0]
     assert large.outcome == "level"
     assert "a win rate of 60% would have shown in four of five studies" in large.sentence
 
 
 def test_a_study_by_evidence_is_judged_by_its_evidence():
-    plan = make_plan(prompts=60, stop=SequentialStop(votes_per_item=3))
+    plan = example_plan(prompts=60, stop=SequentialStop(votes_per_item=3))
     votes = simulate(plan, 3, 0, BETTER)
     won = analyse(plan, votes)
     assert won.evidence.winner == 1 and won.pairs[0].outcome == "second" and is_complete(plan, won)
@@ -97,7 +96,7 @@ def test_a_study_by_evidence_is_judged_by_its_evidence():
 
 
 def test_progress_counts_items_and_the_votes_that_are_lacking():
-    plan = make_plan(prompts=10, stop=FixedStop(votes_per_item=2))
+    plan = example_plan(prompts=10, stop=FixedStop(votes_per_item=2))
     votes = simulate(plan, 2, 0)
     half = analyse(plan, [vote for vote in votes if vote.rater == 0])
     assert (half.items_complete, half.items, half.votes_lacking) == (0, 10, 10)
@@ -108,7 +107,7 @@ def test_progress_counts_items_and_the_votes_that_are_lacking():
 
 def test_categories_and_criteria_are_analysed_on_their_own():
     texts = [Prompt(text=f"thing {number}", category=("photo", "anime")[number % 2]) for number in range(40)]
-    plan = make_plan(prompts=40, criteria=STANDARD).model_copy(update={"prompts": tuple(texts)})
+    plan = example_plan(prompts=40, criteria=STANDARD).model_copy(update={"prompts": tuple(texts)})
     plan = type(plan)(**{name: getattr(plan, name) for name in type(plan).model_fields})
 
     def answer(trial):
@@ -123,18 +122,18 @@ def test_categories_and_criteria_are_analysed_on_their_own():
 
 
 def test_three_models_are_ranked_and_two_are_not():
-    plan = make_plan(prompts=30, models=3)
+    plan = example_plan(prompts=30, models=3)
     found = analyse(plan, simulate(plan, 3, 0, World(strengths={"model-2": 2.0, "model-1": 1.0})))
     assert [strength.model for strength in found.rankings[0].strengths] == [2, 1, 0]
     assert found.rankings[0].wins_to_dethrone > 0
     assert len(found.pairs) == 3
-    assert analyse(make_plan(), []).rankings == ()
+    assert analyse(example_plan(), []).rankings == ()
     assert analyse(plan, []).rankings == ()
 
 
 def test_ratings_are_shares_of_levels_with_the_derived_overall():
     """Model 0 is Good throughout; model 1 Excellent on even prompts and Fail on odd ones."""
-    plan = make_plan(prompts=20, mode="rating", criteria=PAPER)
+    plan = example_plan(prompts=20, mode="rating", criteria=PAPER)
 
     def answer(trial):
         if trial.kind == "gold":
@@ -156,7 +155,7 @@ def test_ratings_are_shares_of_levels_with_the_derived_overall():
 
 
 def test_declared_filters_leave_out_raters_and_votes_and_the_results_show_both():
-    plan = make_plan(prompts=40, gold=0.1, filters=Filters(min_gold=0.75, min_repeats=0.2, min_dwell_s=1.0))
+    plan = example_plan(prompts=40, gold=0.1, filters=Filters(min_gold=0.75, min_repeats=0.2, min_dwell_s=1.0))
     votes = simulate(plan, 5, 0, BETTER, {1: clicks_left})
     hasty = [replace(vote, dwell_s=0.3) if vote.rater == 2 and vote.trial.number < 7 else vote for vote in votes]
     kept, dropped = apply_filters(plan, hasty)
@@ -170,14 +169,14 @@ def test_declared_filters_leave_out_raters_and_votes_and_the_results_show_both()
 
 
 def test_without_filters_both_results_are_one():
-    plan = make_plan(prompts=12, filters=Filters(min_gold=None, min_repeats=None, min_dwell_s=None))
+    plan = example_plan(prompts=12, filters=Filters(min_gold=None, min_repeats=None, min_dwell_s=None))
     found = results(plan, simulate(plan, 3, 0, behaviours={1: clicks_left}))
     assert found.filtered is found.everything and found.dropped_votes == 0
     assert filter_sentences(plan) == ()
 
 
 def test_the_same_votes_in_any_order_give_the_same_numbers_which_json_can_hold():
-    plan = make_plan(prompts=20, models=3)
+    plan = example_plan(prompts=20, models=3)
     votes = simulate(plan, 3, 0)
     found = results(plan, votes)
     assert results(plan, votes[::-1]) == found
@@ -189,11 +188,11 @@ def test_the_same_votes_in_any_order_give_the_same_numbers_which_json_can_hold()
 )
 def test_answers_that_do_not_fit_are_refused(answers):
     with pytest.raises(ValueError, match=r"A vote answers|An answer is one of"):
-        check_answers(make_plan(), answers)
+        check_answers(example_plan(), answers)
 
 
 def test_a_rating_is_a_level_and_a_choice_is_none():
-    plan = make_plan(mode="rating", criteria=PAPER)
+    plan = example_plan(mode="rating", criteria=PAPER)
     good = dict.fromkeys((known.key for known in PAPER), "Good")
     assert check_answers(plan, good) == good
     with pytest.raises(ValueError, match="An answer is one of Excellent, Good, Pass, Fail"):

@@ -21,9 +21,8 @@ from srpo.studies.bradley_terry import (
     strengths,
     wins_to_dethrone,
 )
-from srpo.studies.simulation import World, simulate
+from srpo.studies.simulation import World, example_plan, simulate
 from srpo.studies.votes import duels
-from tests.studies.plans import make_plan
 
 
 def random_board(number):
@@ -122,7 +121,7 @@ def test_huge_and_lopsided_boards_settle():
 
 
 def votes_of(prompts=30, models=3, raters=4, seed=1, **world):
-    plan = make_plan(prompts, models)
+    plan = example_plan(prompts, models)
     return plan, duels(plan, simulate(plan, raters, seed, World(**world)), "overall")
 
 

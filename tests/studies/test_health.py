@@ -15,13 +15,13 @@ from srpo.studies.simulation import (
     answers_from_a_list,
     clicks_fast,
     clicks_left,
+    example_plan,
     simulate,
     votes_for,
 )
 from srpo.studies.votes import Vote
-from tests.studies.plans import make_plan
 
-PLAN = make_plan(prompts=40)
+PLAN = example_plan(prompts=40)
 WORLD = World(strengths={"model-1": 0.4})
 
 
@@ -73,7 +73,7 @@ def test_an_identity_that_leaks_half_way_is_flagged(seed):
 
 
 def test_a_rater_who_fails_the_gold_pairs_is_flagged():
-    plan = make_plan(prompts=40, gold=0.2)
+    plan = example_plan(prompts=40, gold=0.2)
     votes = simulate(plan, 4, 0, WORLD)
     wrong = {"left": "right", "right": "left"}
     votes = [
@@ -87,7 +87,7 @@ def test_a_rater_who_fails_the_gold_pairs_is_flagged():
 
 def test_a_rater_who_answers_one_thing_to_everything_is_flagged():
     assert ("one answer", (0,)) in flagged({0: lambda look: ("both bad", 3.0)})
-    rating = make_plan(prompts=30, mode="rating", criteria=PAPER)
+    rating = example_plan(prompts=30, mode="rating", criteria=PAPER)
     assert ("one answer", (0,)) in flagged({0: lambda look: ("Good", 3.0)}, plan=rating)
 
 
@@ -112,8 +112,8 @@ def test_clean_boards_raise_no_flag(world, raters):
 
 def test_clean_boards_of_three_models_and_of_ratings_raise_no_flag():
     for plan in (
-        make_plan(prompts=20, models=3, seeds=2),
-        make_plan(prompts=30, models=2, mode="rating", criteria=PAPER),
+        example_plan(prompts=20, models=3, seeds=2),
+        example_plan(prompts=30, models=2, mode="rating", criteria=PAPER),
     ):
         for seed in range(10):
             assert health(plan, simulate(plan, 5, seed, World(strengths={"model-1": 1.0}))).flags == ()
@@ -121,7 +121,7 @@ def test_clean_boards_of_three_models_and_of_ratings_raise_no_flag():
 
 def test_a_raters_numbers_are_counts_of_their_own_votes():
     """Rater 0 always chooses the left side after 2 s: half the gold pairs are right, no swapped repeat agrees."""
-    plan = make_plan(prompts=34, gold=0.1)
+    plan = example_plan(prompts=34, gold=0.1)
     answers = {"overall": "left"}
     votes = [Vote(0, trial, answers, 2.0, 1) for trial in schedule(plan, 0)]
     (found,) = rater_health(plan, votes)
@@ -135,7 +135,7 @@ def test_a_raters_numbers_are_counts_of_their_own_votes():
 
 
 def test_a_repeat_whose_first_vote_was_taken_back_is_no_repeat():
-    plan = make_plan(prompts=34)
+    plan = example_plan(prompts=34)
     votes = simulate(plan, 1, 0)
     firsts = {vote.trial.of for vote in votes if vote.trial.kind == "repeat"}
     (found,) = rater_health(plan, [vote for vote in votes if vote.trial.number not in firsts])
@@ -144,7 +144,7 @@ def test_a_repeat_whose_first_vote_was_taken_back_is_no_repeat():
 
 def two_raters(answers):
     """Main votes of two raters on the same pictures; answers: [(of the first, of the second)], as models or a word."""
-    plan = make_plan(prompts=len(answers), repeats=0.0, gold=0.0)
+    plan = example_plan(prompts=len(answers), repeats=0.0, gold=0.0)
     votes = []
     for rater in (0, 1):
         for trial in schedule(plan, rater):
@@ -183,7 +183,9 @@ def test_alpha_is_not_defined_without_two_votes_on_an_item_or_without_two_answer
 
 def test_alpha_of_ratings_is_ordinal():
     """Neighbouring levels disagree less than far ones."""
-    plan = make_plan(prompts=12, models=1, mode="rating", criteria=(WHOLE.model_copy(update={"key": "look"}),), gold=0)
+    plan = example_plan(
+        prompts=12, models=1, mode="rating", criteria=(WHOLE.model_copy(update={"key": "look"}),), gold=0
+    )
 
     def value(other):
         votes = []

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.studies import random_plan
 from srpo.studies.criteria import PAPER
 from srpo.studies.schedule import Shown, Trial, broken_rules, gold_pool, pictures, schedule
 from srpo.studies.schema import FixedStop
-from tests.studies.plans import make_plan, random_plan
+from srpo.studies.simulation import example_plan
 
 
 @pytest.mark.parametrize("number", range(300))
@@ -27,15 +28,15 @@ def test_every_rule_holds_in_a_random_study(number):
 
 def test_a_schedule_follows_from_the_plan_and_the_rater_alone():
     schedule.cache_clear()
-    first = schedule(make_plan(12), 3)
+    first = schedule(example_plan(12), 3)
     schedule.cache_clear()
-    assert schedule(make_plan(12), 3) == first
-    assert schedule(make_plan(12), 4) != first
-    assert schedule(make_plan(12, seed=1), 3) != first
+    assert schedule(example_plan(12), 3) == first
+    assert schedule(example_plan(12), 4) != first
+    assert schedule(example_plan(12, seed=1), 3) != first
 
 
 def test_every_rater_sees_every_item_once_where_nothing_limits_the_trials():
-    plan = make_plan(prompts=6, models=3, seeds=2)
+    plan = example_plan(prompts=6, models=3, seeds=2)
     for rater in range(5):
         seen = Counter(
             (trial.lane, trial.prompt, trial.left.seed) for trial in schedule(plan, rater) if trial.kind == "main"
@@ -45,7 +46,7 @@ def test_every_rater_sees_every_item_once_where_nothing_limits_the_trials():
 
 
 def test_two_raters_in_a_row_see_the_same_items_with_opposite_sides():
-    plan = make_plan(prompts=20, trials_per_rater=8, stop=FixedStop(votes_per_item=2))
+    plan = example_plan(prompts=20, trials_per_rater=8, stop=FixedStop(votes_per_item=2))
 
     def sides(rater):
         return {trial.prompt: trial.left.model for trial in schedule(plan, rater) if trial.kind == "main"}
@@ -57,13 +58,13 @@ def test_two_raters_in_a_row_see_the_same_items_with_opposite_sides():
 
 
 def test_a_rater_with_few_trials_sees_many_prompts():
-    plan = make_plan(prompts=12, seeds=3, trials_per_rater=12)
+    plan = example_plan(prompts=12, seeds=3, trials_per_rater=12)
     prompts = [trial.prompt for trial in schedule(plan, 0) if trial.kind == "main"]
     assert len(set(prompts)) == 12
 
 
 def test_gold_pairs_are_one_pool_for_all_raters_and_each_spoils_another_prompts_picture():
-    plan = make_plan(prompts=40)
+    plan = example_plan(prompts=40)
     pool = gold_pool(plan)
     assert len(pool) == plan.num_gold == 2
     for right, spoiled in pool:
@@ -77,26 +78,26 @@ def test_gold_pairs_are_one_pool_for_all_raters_and_each_spoils_another_prompts_
 
 
 def test_a_rating_study_shows_one_picture_and_as_gold_a_spoiled_one():
-    plan = make_plan(prompts=20, mode="rating", criteria=PAPER)
+    plan = example_plan(prompts=20, mode="rating", criteria=PAPER)
     trials = schedule(plan, 0)
     assert all(trial.right is None and trial.better is None for trial in trials)
     assert [trial.left.spoiled for trial in trials] == [trial.kind == "gold" for trial in trials]
 
 
 def test_pictures_lists_each_picture_once():
-    plan = make_plan(prompts=20, models=3, seeds=2)
+    plan = example_plan(prompts=20, models=3, seeds=2)
     listed = pictures(plan)
     assert len(listed) == len(set(listed)) == 20 * 3 * 2 + plan.num_gold
 
 
 def test_raters_count_from_0():
     with pytest.raises(ValueError, match="numbered from 0, not -1"):
-        schedule(make_plan(), -1)
+        schedule(example_plan(), -1)
 
 
 def broken(change):
     """What the checker says of a study whose first rater's schedule went through `change`."""
-    plan = make_plan(prompts=20)
+    plan = example_plan(prompts=20)
     schedules = {0: change(list(schedule(plan, 0))), 1: schedule(plan, 1)}
     return " ".join(broken_rules(plan, schedules))
 
@@ -145,7 +146,7 @@ def test_the_checker_sees_missing_repeats_and_gold_pairs():
 
 
 def test_the_checker_sees_gold_out_of_balance_and_wrong_numbers():
-    plan = make_plan(prompts=60)
+    plan = example_plan(prompts=60)
     trials = [swap(trial) if trial.kind == "gold" and trial.better == "left" else trial for trial in schedule(plan, 0)]
     said = " ".join(broken_rules(plan, {0: trials[1:]}))
     assert "gold pairs are out of balance" in said
@@ -153,7 +154,7 @@ def test_the_checker_sees_gold_out_of_balance_and_wrong_numbers():
 
 
 def test_the_checker_sees_items_left_out():
-    plan = make_plan(prompts=20, trials_per_rater=5, stop=FixedStop(votes_per_item=1))
+    plan = example_plan(prompts=20, trials_per_rater=5, stop=FixedStop(votes_per_item=1))
     same = {rater: schedule(plan, 0) for rater in range(3)}
     assert "one item was shown 3 times, another 0 times" in " ".join(broken_rules(plan, same))
 

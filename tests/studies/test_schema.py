@@ -9,7 +9,7 @@ import pytest
 from app.services.requests import BadInput, parse
 from srpo.studies.criteria import LEVELS, PAPER, STANDARD, Criterion, overall
 from srpo.studies.schema import MAX_TRIALS, Filters, Model, Plan, Prompt, SequentialStop, Version, changes
-from tests.studies.plans import make_plan
+from srpo.studies.simulation import example_plan
 
 
 def raw(**changed):
@@ -23,7 +23,7 @@ def raw(**changed):
 
 
 def test_a_plan_has_as_many_items_as_prompts_times_seeds_times_pairs():
-    plan = make_plan(prompts=5, models=4, seeds=3)
+    plan = example_plan(prompts=5, models=4, seeds=3)
     assert plan.lanes == tuple(combinations([f"model-{number}" for number in range(4)], 2))
     assert (plan.num_scenes, plan.num_items, plan.num_main) == (15, 90, 90)
     assert (plan.num_repeats, plan.num_gold) == (11, 5)  # 10 and 5 % of 90 / 0.85 = 105.9
@@ -31,7 +31,7 @@ def test_a_plan_has_as_many_items_as_prompts_times_seeds_times_pairs():
 
 
 def test_pictures_are_rated_one_at_a_time():
-    plan = make_plan(prompts=5, models=3, seeds=2, mode="rating", criteria=PAPER)
+    plan = example_plan(prompts=5, models=3, seeds=2, mode="rating", criteria=PAPER)
     assert plan.lanes == (("model-0",), ("model-1",), ("model-2",))
     assert plan.num_items == 30
 
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(changed, says):
 
 def test_a_rating_study_cannot_stop_by_its_evidence():
     with pytest.raises(ValueError, match="Only a pairwise study"):
-        make_plan(mode="rating", criteria=PAPER, stop=SequentialStop())
+        example_plan(mode="rating", criteria=PAPER, stop=SequentialStop())
 
 
 def test_a_plan_comes_back_from_its_text_with_the_same_hash():
@@ -96,7 +96,7 @@ def test_what_is_no_plan_is_refused(text):
 
 
 def test_a_plan_of_another_format_is_refused():
-    text = make_plan().as_text().replace('"format":1', '"format":2')
+    text = example_plan().as_text().replace('"format":1', '"format":2')
     with pytest.raises(ValueError, match="format 2 and this program reads 1"):
         Plan.from_text(text)
 
@@ -130,24 +130,24 @@ def test_every_field_counts_in_the_hash():
 
 
 def test_a_changed_plan_is_a_new_version_that_says_what_changed():
-    before = make_plan()
+    before = example_plan()
     version = Version.first(before)
     with pytest.raises(ValueError, match="has not changed"):
-        version.changed_to(make_plan())
-    after = make_plan(seed=7)
+        version.changed_to(example_plan())
+    after = example_plan(seed=7)
     assert version.changed_to(after) == Version(2, after, after.sha256)
     assert changes(before, after) == {"seed": (0, 7)}
 
 
 def test_a_plan_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        make_plan().title = "Another"
+        example_plan().title = "Another"
 
 
 def test_a_number_of_trials_just_short_of_all_items_becomes_all_of_them():
     """Of 10 scenes with 3 pairs of models each, 27 trials hold at most 9 of a pair, 28 may hold 10: then all 30."""
-    assert [make_plan(10, 3, trials_per_rater=count).num_main for count in (1, 27, 28, 30)] == [1, 27, 30, 30]
-    assert make_plan(300, 2, 16, trials_per_rater=MAX_TRIALS).num_main == MAX_TRIALS
+    assert [example_plan(10, 3, trials_per_rater=count).num_main for count in (1, 27, 28, 30)] == [1, 27, 30, 30]
+    assert example_plan(300, 2, 16, trials_per_rater=MAX_TRIALS).num_main == MAX_TRIALS
 
 
 def test_the_papers_overall_follows_its_rules_for_every_combination_of_levels():
@@ -172,4 +172,4 @@ def test_the_papers_overall_follows_its_rules_for_every_combination_of_levels():
 def test_the_standard_criteria_are_the_papers_four_and_an_overall_each_with_a_rubric():
     assert [criterion.key for criterion in STANDARD] == ["alignment", "realism", "detail", "aesthetics", "overall"]
     assert all(isinstance(criterion, Criterion) and criterion.rubric for criterion in STANDARD)
-    assert make_plan(criteria=STANDARD).criterion("realism").title == "Realism and artefacts"
+    assert example_plan(criteria=STANDARD).criterion("realism").title == "Realism and artefacts"

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from srpo.studies.schema import SequentialStop
-from srpo.studies.simulation import World, simulate
+from srpo.studies.simulation import World, example_plan, simulate
 from srpo.studies.stopping import (
     ALPHA,
     STAKES,
@@ -26,7 +26,6 @@ from srpo.studies.stopping import (
     votes_needed,
 )
 from srpo.studies.votes import duels
-from tests.studies.plans import make_plan
 
 
 def test_the_game_is_fair_where_both_models_are_equal():
@@ -100,7 +99,7 @@ def test_the_interval_of_a_study_that_stops_when_it_likes_holds_the_truth(truth)
 
 
 def test_a_prompt_counts_when_each_of_its_seeds_has_its_votes_and_does_not_move_afterwards():
-    plan = make_plan(prompts=6, seeds=2, stop=SequentialStop(votes_per_item=2))
+    plan = example_plan(prompts=6, seeds=2, stop=SequentialStop(votes_per_item=2))
     votes = simulate(plan, 2, 3)
     all_scores = complete_scores(plan, votes)
     assert len(all_scores) == 6
@@ -180,7 +179,7 @@ def test_a_sequential_study_of_a_clear_difference_ends_early_mostly():
 
 
 def test_a_study_by_evidence_ends_in_the_world_of_a_difference_and_not_without():
-    plan = make_plan(prompts=60, stop=SequentialStop(votes_per_item=3))
+    plan = example_plan(prompts=60, stop=SequentialStop(votes_per_item=3))
     apart = evidence(complete_scores(plan, simulate(plan, 3, 0, World(strengths={"model-1": 1.5}))))
     assert apart.winner == 1
     level = evidence(complete_scores(plan, simulate(plan, 3, 0)))
