@@ -246,7 +246,8 @@ def test_the_recipe_for_flux_runs_from_the_form_and_is_validated_without_a_judge
     values = dict(zip(FILLED, filled, strict=True))
     assert preset["value"] == "studio_flux" and values["weights"] == "lora"
     tiny = ["objective.height=32", "objective.width=32", "objective.rollout_steps=2", "lora.rank=2", "lora.alpha=2"]
-    tiny += ["validation.num_prompts=2", "validation.num_steps=2", f"validation.reward={options.reward}"]
+    tiny += ["validation.num_prompts=2", "validation.num_samples=2", "validation.num_steps=2"]
+    tiny += [f"validation.reward={options.reward}"]
     asked = {name: value for name, value in values.items() if name in Form._fields}
     asked |= {"preset": "studio_flux", "name": "flux", "prompt_source": TYPED, "prompts": "a red ball\na blue house"}
     asked |= {"updates": 2, "prompts_per_update": 2, "validate_every": 1, "more": with_lines(values["more"], tiny)}

@@ -63,7 +63,7 @@ def test_start_watch_stop_resume_and_open_in_compare(open_page, keep):
     page = open_page(1440, 1200)
     open_tab(page)
     fill(page, "watched", 400)
-    assert page.locator("#start").inner_text() == "Start 400 updates of 2 prompts"
+    page.locator("#start", has_text="Start 400 updates of 2 prompts").wait_for()
     page.locator("#start").click()
     page.wait_for_selector(".run-head")
     wait_for(page, "running")
