@@ -17,6 +17,8 @@ class Scale:
     watches: int = 3  # of a run by a page
     updates_watched: int = 5  # in each of these, and as many unwatched
     prompts_per_update: int = 8
+    rounds_of_flux: int = 3  # updates at FLUX.1-dev's size
+    quick: bool = False
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
 
@@ -30,5 +32,7 @@ QUICK = Scale(
     watches=1,
     updates_watched=1,
     prompts_per_update=2,
+    rounds_of_flux=1,
+    quick=True,
     cold_start=False,
 )

@@ -46,10 +46,9 @@ def assemble(config: TrainConfig) -> Trainer:
     reward = ClipReward.from_pretrained(
         config.reward, scale=config.reward_scale, device=device, local_files_only=config.local_files_only
     )
-    # Under autocast the products are bf16; sharded or shared weights are left as torch's own layers expect them.
+    # Under autocast the products are bf16; weights shared over processes are left as torch's own layers expect them.
     if device == "cpu" and config.numerics == "float32" and world.size == 1 and cpu.has_fast_products():
         cpu.speed_up_products(policy.transformer)
-        cpu.speed_up_products(reward.model)
     return Trainer(
         policy,
         DirectAlign(config.objective, config.signal, world.shard),
@@ -86,7 +85,7 @@ def _offline(config: TrainConfig) -> OfflinePictures | None:
 
 
 def _policy(config: TrainConfig, device: str) -> FluxPolicy:
-    """The policy with what is to be trained in it, on its device, shared over the processes where there are several."""
+    """The policy of a run, on its device."""
     policy = FluxPolicy.from_pretrained(
         config.model,
         device=device,
@@ -96,6 +95,14 @@ def _policy(config: TrainConfig, device: str) -> FluxPolicy:
         checkpoint_decode=config.checkpoint_decode,
         autocast=config.numerics == "autocast",
     )
+    return made_trainable(policy, config)
+
+
+def made_trainable(policy: FluxPolicy, config: TrainConfig) -> FluxPolicy:
+    """The policy with what is to be trained in it, shared over the processes where there are several.
+
+    ValueError for a size that does not fit it, or a LoRA that does not.
+    """
     for height, width in config.objective.all_sizes:
         policy.latent_shape(height, width)  # refuses a size before the first update
     transformer = policy.transformer
