@@ -22,6 +22,8 @@ class Scale:
     simulations: int = 2000  # of votes, for every spread of prompts
     boards: int = 50  # simulated ones, for strengths and for each defect
     votes: int = 20  # of each of 50 raters
+    rounds_of_flux: int = 3  # updates at FLUX.1-dev's size
+    quick: bool = False
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
 
@@ -40,5 +42,7 @@ QUICK = Scale(
     simulations=200,
     boards=3,
     votes=2,
+    rounds_of_flux=1,
+    quick=True,
     cold_start=False,
 )

@@ -51,10 +51,9 @@ def assemble(config: TrainConfig) -> Trainer:
     if not isinstance(reward, EmbeddingReward):
         fit = ", ".join(card.kind for card in CARDS.values() if card.is_dual_encoder)
         raise ValueError(f"the reward {reward.name} has no text vectors for control words: choose one of {fit}")
-    # Under autocast the products are bf16; sharded or shared weights are left as torch's own layers expect them.
+    # Under autocast the products are bf16; weights shared over processes are left as torch's own layers expect them.
     if device == "cpu" and config.numerics == "float32" and world.size == 1 and cpu.has_fast_products():
         cpu.speed_up_products(policy.transformer)
-        cpu.speed_up_products(reward.model)
     return Trainer(
         policy,
         DirectAlign(config.objective, config.signal, world.shard),
@@ -91,7 +90,7 @@ def _offline(config: TrainConfig) -> OfflinePictures | None:
 
 
 def _policy(config: TrainConfig, device: str) -> FluxPolicy:
-    """The policy with what is to be trained in it, on its device, shared over the processes where there are several."""
+    """The policy of a run, on its device."""
     policy = FluxPolicy.from_pretrained(
         config.model,
         device=device,
@@ -101,6 +100,14 @@ def _policy(config: TrainConfig, device: str) -> FluxPolicy:
         checkpoint_decode=config.checkpoint_decode,
         autocast=config.numerics == "autocast",
     )
+    return made_trainable(policy, config)
+
+
+def made_trainable(policy: FluxPolicy, config: TrainConfig) -> FluxPolicy:
+    """The policy with what is to be trained in it, shared over the processes where there are several.
+
+    ValueError for a size that does not fit it, or a LoRA that does not.
+    """
     for height, width in config.objective.all_sizes:
         policy.latent_shape(height, width)  # refuses a size before the first update
     transformer = policy.transformer

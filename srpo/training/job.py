@@ -71,6 +71,8 @@ def ready(order: Order, handover: Handover, claim: Claim | None = None) -> Itera
             held.callback(_take_device(order, handover).release)
         read_prompts(config.prompts)
         despite = _require_unchanged(order) if order.resumes else []
+        import srpo.training.assemble  # noqa: F401 the models' libraries take seconds; they belong to the phase before
+
         if claim is not None:
             claim.starts("loading the models")
         trainer = _assemble(config)

@@ -41,7 +41,7 @@ def probe(config: TrainConfig) -> Cost:
     Files are only read. ValueError where the run could not begin.
     """
     start = time.perf_counter()
-    _forget_peak(config.device)
+    forget_peak(config.device)
     trainer = assemble(config)
     load_seconds = time.perf_counter() - start
     first, second = trainer.run_update().seconds, trainer.run_update().seconds
@@ -51,7 +51,7 @@ def probe(config: TrainConfig) -> Cost:
         first,
         second,
         validation_seconds,
-        _peak_bytes(config.device),
+        peak_bytes(config.device),
         _checkpoint_bytes(trainer),
         sum(weight.numel() for weight in trainer.parameters),
     )
@@ -75,7 +75,7 @@ def _checkpoint_bytes(trainer: Trainer) -> int:
     return sum(tensor.nbytes for tensor in (*trainer.policy.trained_weights().values(), *tensors))
 
 
-def _forget_peak(device: str) -> None:
+def forget_peak(device: str) -> None:
     """Peaks of the past are none of this run's. On the CPU Linux can forget them; elsewhere they count."""
     if device.startswith("cuda") and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats(device)
@@ -85,7 +85,8 @@ def _forget_peak(device: str) -> None:
         clear.write_text("5", encoding="ascii")  # the kernel's word for: reset the peak
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
+    """The largest memory since then: of the device, or of this process on the CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
