@@ -175,9 +175,9 @@ class Handlers:
                 return note_html(view["message"], "failed")
             if view.film is not None:
                 shown[0] = film_value(view.film)
-            left = f" · {view.left_s:.0f} s left" if view.left_s else ""
-            phase = "loading" if view.phase in WORKING else "ready"
-            return note_html(f"{view.message}{left}. {view.said}".replace("… .", "…"), phase)
+            left = f"{view.left_s:.0f} s left" if view.left_s else ""
+            said = " · ".join(part for part in (view.message, left, view.said) if part)
+            return note_html(said, "loading" if view.phase in WORKING else "ready")
 
         def work(stop: Any) -> Iterator:
             return preview(self.studio, parse(PreviewRequest, raw), stop)
