@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 from pydantic import BeforeValidator
 
@@ -215,6 +216,13 @@ class WordShelf:
     def _loaded_reward(self) -> ClipReward | None:
         engine = self.studio._engine
         return engine.scorer.reward if engine is not None else None
+
+
+def yaml_address(words: WordSet) -> str:
+    """The set's file as a `data:` address, so that a download needs no file here."""
+    from srpo.rewards.word_sets import word_set_text
+
+    return "data:text/yaml;charset=utf-8," + quote(word_set_text(words))
 
 
 def file_name(words: WordSet) -> str:

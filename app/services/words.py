@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -210,60 +210,75 @@ def _see(
     with studio.device.turn() as turn:
         preparing = prepare(studio, turn, models, request, request.prompts, stop)
         engine, policies = yield from narrate(view, preparing)
-        import torch
-
-        from srpo.rewards.base import image_tensor
-        from srpo.rewards.control_words import under_noise
-
         reward = require_reward(engine)
         require_room(reward, request.words, request.prompts)
         folder = studio.pictures.new_folder()
-        began_s = time.monotonic()
         if uploaded:
-            images = torch.cat([image_tensor(picture) for picture in uploaded])
-            prompts = [request.prompts[0]] * len(uploaded)
-            labels = [path.name for path in request.files]
-            shown = [
-                Shown(keep(studio, folder, f"{number + 1}-own", picture), prompts[0], label)
-                for number, (picture, label) in enumerate(zip(uploaded, labels, strict=True))
-            ]
-            view = replace(view, pictures=tuple(shown))
+            view, images = _own(studio, request, uploaded, view, folder)
         else:
-            asked = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
-            prompts, parts = [prompt for prompt, _ in asked], []
-            facts = facts_of(studio, engine, models)
-            for part in paint(engine, policies[0], prompts, [seed for _, seed in asked], request, stop):
-                done = len(view.pictures)
-                parts.append(part)
-                shown = [
-                    Shown(
-                        _keep_painted(studio, folder, request, models[0], *asked[done + place], image, facts),
-                        asked[done + place][0],
-                        f"seed {asked[done + place][1]}",
-                    )
-                    for place, image in enumerate(part)
-                ]
-                view = advanced(
-                    replace(view, pictures=(*view.pictures, *shown)), done + len(shown), len(asked), began_s, "Picture"
-                )
-                yield view
-            images = torch.cat(parts)
+            view, images = yield from _painted(studio, engine, request, models[0], policies[0], view, folder, stop)
         stop.check()
         began_s = time.monotonic()
-        view = _scored(view, reward, request.words, images, prompts)
-        noisy = torch.no_grad()(reward.score)(under_noise(images, seed=0), prompts).cpu()
-        against_noise = tuple(before - after for before, after in zip(view.without, noisy.tolist(), strict=True))
+        view = _scored(view, reward, request.words, images)
         took_s = time.monotonic() - began_s
-        message = f"{len(prompts)} pictures under {len(view.words)} words, scored in {took_s:.1f} s"
-        yield replace(view, phase="done", message=message, against_noise=against_noise, share_done=1.0, left_s=None)
+        message = f"{len(view.pictures)} pictures under {len(view.words)} words, scored in {took_s:.1f} s"
+        yield replace(view, phase="done", message=message, share_done=1.0, left_s=None)
 
 
-def _scored(view: Seen, reward: ClipReward, words: WordSet, images: Tensor, prompts: Sequence[str]) -> Seen:
+def _own(
+    studio: Studio, request: SeeRequest, uploaded: Sequence[Image.Image], view: Seen, folder: Path
+) -> tuple[Seen, Tensor]:
+    """The view with the pictures that a visitor has brought, and the pictures (N, 3, H, W)."""
+    import torch
+
+    from srpo.rewards.base import image_tensor
+
+    shown = tuple(
+        Shown(keep(studio, folder, f"{number}-own", picture), request.prompts[0], path.name)
+        for number, (picture, path) in enumerate(zip(uploaded, request.files, strict=True))
+    )
+    return replace(view, pictures=shown), torch.cat([image_tensor(picture) for picture in uploaded])
+
+
+def _painted(
+    studio: Studio,
+    engine: Engine,
+    request: SeeRequest,
+    model: Model,
+    policy: FluxPolicy,
+    view: Seen,
+    folder: Path,
+    stop: StopFlag,
+) -> Generator[Seen, None, tuple[Seen, Tensor]]:
+    """Views with the pictures so far; returns the last and the pictures (N, 3, H, W)."""
+    import torch
+
+    asked = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
+    facts, began_s, parts = facts_of(studio, engine, [model]), time.monotonic(), []
+    for part in paint(engine, policy, *zip(*asked, strict=True), request, stop):
+        parts.append(part)
+        for image in part:
+            prompt, seed = asked[len(view.pictures)]
+            path = _keep_painted(studio, folder, request, model, prompt, seed, image, facts)
+            view = replace(view, pictures=(*view.pictures, Shown(path, prompt, f"seed {seed}")))
+        view = advanced(view, len(view.pictures), len(asked), began_s, "Picture")
+        yield view
+    return view, torch.cat(parts)
+
+
+def _scored(view: Seen, reward: ClipReward, words: WordSet, images: Tensor) -> Seen:
+    """The view with every score of its pictures (N, 3, H, W)."""
+    import torch
+
     from srpo.evaluation.perception import word_table
+    from srpo.rewards.control_words import under_noise
 
+    prompts = [picture.prompt for picture in view.pictures]
     chosen = words.control_words
     names = (*chosen.positive, *chosen.negative)
     table = word_table(reward, images, prompts, names, chosen.apply)
+    with torch.no_grad():
+        noisy = reward.score(under_noise(images, seed=0), prompts).cpu()
     positive, negative = chosen.positive[:MAX_PAIRED], chosen.negative[:MAX_PAIRED]
     middle = sum(words.k_positive) / 2
     ks = {"cfg_like": middle, "cfg_like_paper": middle if words.form == "cfg_like_paper" else PAPER_FORM_K}
@@ -283,6 +298,7 @@ def _scored(view: Seen, reward: ClipReward, words: WordSet, images: Tensor, prom
         rank=_rows(table.rank),
         paired=(positive, negative),
         forms=tuple(forms),
+        against_noise=tuple((table.without - noisy).tolist()),
     )
 
 

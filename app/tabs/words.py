@@ -10,7 +10,6 @@ import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import gradio as gr
 
@@ -27,7 +26,7 @@ from app.services.requests import MAX_SEEDS, MAX_STEPS, parse
 from app.services.studio import Studio
 from app.services.training_requests import lines_of, with_lines
 from app.services.word_preview import MAX_UPDATES, PreviewRequest, preview
-from app.services.word_sets import WordShelf, file_name, word_set
+from app.services.word_sets import WordShelf, file_name, word_set, yaml_address
 from app.services.words import PER_WORD, PerceiveRequest, SeeRequest, perceived, see
 from app.tabs.compare import UNEXPECTED, WORKING, visitor
 from app.tabs.finetune import Form
@@ -96,14 +95,12 @@ class Handlers:
 
     def check(self, edited: object) -> tuple:
         """(what there is to know of the set or what is wrong with it, its download)."""
-        from srpo.rewards.word_sets import word_set_text  # torch is loaded by now
-
         try:
             words = word_set(edited_set(edited))
             said = self.shelf.check(words)
         except ValueError as error:
             return note_html(str(error), "failed"), ""
-        address = "data:text/yaml;charset=utf-8," + quote(word_set_text(words))
+        address = yaml_address(words)
         name = html.escape(f"{file_name(words)}.yaml", quote=True)
         return note_html(said, "idle"), f'<a class="download" href="{address}" download="{name}">Download as YAML</a>'
 
@@ -175,9 +172,9 @@ class Handlers:
                 return note_html(view["message"], "failed")
             if view.film is not None:
                 shown[0] = film_value(view.film)
-            left = f" · {view.left_s:.0f} s left" if view.left_s else ""
-            phase = "loading" if view.phase in WORKING else "ready"
-            return note_html(f"{view.message}{left}. {view.said}".replace("… .", "…"), phase)
+            left = f"{view.left_s:.0f} s left" if view.left_s else ""
+            said = " · ".join(part for part in (view.message, left, view.said) if part)
+            return note_html(said, "loading" if view.phase in WORKING else "ready")
 
         def work(stop: Any) -> Iterator:
             return preview(self.studio, parse(PreviewRequest, raw), stop)
