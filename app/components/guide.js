@@ -146,6 +146,6 @@ new IntersectionObserver((entries) => {
   view.inView = entries[entries.length - 1].isIntersecting;
   const value = props.value || {};
   if (!value.phase || value.phase === "later") ask();
-}, { threshold: 0.25 }).observe(figure);
+}).observe(figure);
 watch("value", receive);
 receive();

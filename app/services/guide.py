@@ -313,9 +313,9 @@ class Guide:
         plus, minus, plain = (float(side[at]) for side in (scores.positive, scores.negative, scores.plain))
         gap = float(scores.difference[at])
         bars = (
-            Bar(f"“{asked.positive}. …”", f"{plus:.3f}", 0, plus, 0),
-            Bar(f"“{asked.negative}. …”", f"{minus:.3f}", 0, minus, 1),
-            Bar("the prompt alone", f"{plain:.3f}", 0, plain, 4),
+            Bar(f"“{asked.positive}. …”", _score(plus), 0, plus, 0),
+            Bar(f"“{asked.negative}. …”", _score(minus), 0, minus, 1),
+            Bar("the prompt alone", _score(plain), 0, plain, 4),
             Bar("difference", _signed(gap), min(plus, minus), max(plus, minus), 2),
         )
         wish = asked.positive if gap > 0 else asked.negative
@@ -524,7 +524,7 @@ def _run_said(history: list[tuple[int, WordScores]], photos: int | None) -> str:
     """What the updates have done so far."""
     first, last = history[0][1], history[-1][1]
     moved = f"Difference {_signed(float(first.difference.mean()))} → {_signed(float(last.difference.mean()))}"
-    raw = f"raw reward {float(first.plain.mean()):.3f} → {float(last.plain.mean()):.3f}"
+    raw = f"raw reward {_score(float(first.plain.mean()))} → {_score(float(last.plain.mean()))}"
     judged = "" if photos is None else f" The judge takes {photos} of {len(last.plain)} for photos."
     return f"{moved}, {raw}.{judged}"
 
@@ -585,6 +585,10 @@ def _alt(prompt: str, seed: int | None) -> str:
 
 def _signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def _decibels(value: float) -> str:

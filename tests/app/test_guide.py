@@ -244,7 +244,7 @@ def test_the_words_scores_are_the_rewards_own_and_rank_the_six(guide, studio, su
     scores = {text: reward.score(images, [text] * 6) for text in texts}
     mine = [float(scores[text][1]) for text in texts]
     gaps = scores[texts[0]] - scores[texts[1]]
-    assert [bar.value for bar in figure.bars[:3]] == [f"{value:.3f}" for value in mine]
+    assert [bar.value for bar in figure.bars[:3]] == [f"{value:.3f}".replace("-", "−") for value in mine]
     assert figure.bars[3].value == f"{float(gaps[1]):+.3f}".replace("-", "−")
     (row,) = figure.rows
     assert [shot.name for shot in row.shots] == [

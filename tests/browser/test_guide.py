@@ -33,8 +33,8 @@ def wait_for(page, figure, phase="done"):
     page.wait_for_selector(f'{figure} .guide-figure[data-phase="{phase}"]:not(.stale)')
 
 
-def come_to(page, number, figure):
-    page.locator(f"#guide-{number}").scroll_into_view_if_needed()
+def come_to(page, figure):
+    page.locator(figure).scroll_into_view_if_needed()
     wait_for(page, figure)
 
 
@@ -63,7 +63,7 @@ def test_all_six_steps(open_page, keep):
     assert page.locator(f"{TRAINING} img, {PAIRS} img").count() == 0  # far below
 
     # 2: a slider over σ.
-    come_to(page, 2, NOISING)
+    come_to(page, NOISING)
     before = sources(page, NOISING)
     set_slider(page, "#guide-sigma", 0.3)
     page.locator(f"{NOISING} figcaption", has_text="0.70 of the picture").wait_for()
@@ -72,7 +72,7 @@ def test_all_six_steps(open_page, keep):
     assert "no latent is off by more than 0.0000" in page.locator(f"{NOISING} .guide-said").inner_text()
 
     # 3: its σ is the same, and so is its noise.
-    come_to(page, 3, RECOVERING)
+    come_to(page, RECOVERING)
     page.locator(f"{RECOVERING} figcaption", has_text="30% noise").wait_for()
     assert page.locator("#guide-sigma-3 input[type=number]").input_value() == "0.3"
     set_slider(page, "#guide-sigma-3", 0.8)
@@ -88,7 +88,7 @@ def test_all_six_steps(open_page, keep):
     )
 
     # 4: two words, and the curve of the weights.
-    come_to(page, 4, WORDING)
+    come_to(page, WORDING)
     scores = page.locator(f"{WORDING} .guide-bars").inner_text()
     page.locator("#guide-positive input, #guide-positive textarea").first.fill("Oil")
     page.locator(f"{WORDING} .guide-bar", has_text="“Oil. …”").wait_for()
@@ -103,7 +103,7 @@ def test_all_six_steps(open_page, keep):
     page.locator("#guide-1").scroll_into_view_if_needed()
     pictures.nth(4).click()
     assert pictures.nth(4).get_attribute("aria-pressed") == "true"
-    come_to(page, 2, NOISING)
+    come_to(page, NOISING)
     assert sources(page, NOISING)[0] != first
 
     # 5: a real training.
@@ -120,7 +120,7 @@ def test_all_six_steps(open_page, keep):
     page.wait_for_selector("#guide-train:not([disabled])")
 
     # 6: before and after, on a prompt of one's own.
-    come_to(page, 6, PAIRS)
+    come_to(page, PAIRS)
     old = sources(page, PAIRS)
     page.locator("#guide-last-prompt input, #guide-last-prompt textarea").first.fill("a green tree in the snow")
     page.wait_for_selector("#guide-pairs:not([disabled])")
@@ -155,7 +155,7 @@ def test_bad_input_is_one_sentence_and_what_is_shown_stays(open_page):
     banner = page.locator(f"{LOOK} .banner")
     assert banner.inner_text() == "The prompt is empty: describe a picture, or choose an example."
     assert sources(page, LOOK) == shown
-    come_to(page, 4, WORDING)
+    come_to(page, WORDING)
     page.locator("#guide-negative input, #guide-negative textarea").first.fill("w" * 61)
     wait_for(page, WORDING, "error")
     assert "has 61 characters and may have 60." in page.locator(f"{WORDING} .banner").inner_text()
@@ -167,6 +167,10 @@ def test_bad_input_is_one_sentence_and_what_is_shown_stays(open_page):
 def test_stop_ends_the_painting_and_the_training(open_page):
     page = open_page()
     open_guide(page)
+    wait_for(page, LOOK)
+    page.wait_for_selector("#guide-paint:not([disabled])")
+    page.locator("#guide-prompt input, #guide-prompt textarea").first.fill("a house that no test has painted before")
+    page.locator("#guide-paint").click()
     page.wait_for_selector(f"{LOOK} .live")
     page.locator("#guide-paint-stop").click()
     wait_for(page, LOOK, "stopped")
@@ -183,8 +187,8 @@ def test_stop_ends_the_painting_and_the_training(open_page):
 def test_the_guide_fits_a_phone_and_a_keyboard(open_page, keep):
     page = open_page(390, 844)
     open_guide(page)
-    wait_for(page, LOOK)
-    come_to(page, 2, NOISING)
+    come_to(page, LOOK)
+    come_to(page, NOISING)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     keep(page, "guide-390-light")
     page.locator("#guide-1").scroll_into_view_if_needed()
