@@ -43,7 +43,7 @@ class PairResult:
     outcome: Outcome
     more_prompts: int  # that "not enough" lacks, 0 for other outcomes
     sentence: str
-    fragility: Fragility | None  # None without a decided vote
+    fragility: Fragility | None  # over all prompts only; None without a decided vote
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def pair_result(
         outcome=outcome,
         more_prompts=more,
         sentence=_sentence(plan, outcome, more, without_ties, labels),
-        fragility=fragility(decided.prompt, decided.score) if len(decided) else None,
+        fragility=fragility(decided.prompt, decided.score) if len(decided) and category is None else None,
     )
 
 
@@ -247,8 +247,9 @@ def _sentence(plan: Plan, outcome: Outcome, more: int, estimate: Estimate | None
     if outcome == "not enough":
         have = 0 if estimate is None else estimate.prompts
         return (
-            f"Not enough: {have} prompt{'' if have == 1 else 's'} with a decided vote; about {more:,} more would find "
-            f"a win rate of {plan.smallest_win_rate:.0%} in four of five studies."
+            f"Not enough to compare {labels[0]} and {labels[1]}: {have} prompt{'' if have == 1 else 's'} with a "
+            f"decided vote; about {more:,} more would find a win rate of {plan.smallest_win_rate:.0%} in four of "
+            "five studies."
         )
     if outcome == "level":
         return (

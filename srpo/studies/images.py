@@ -109,7 +109,8 @@ def keep(folder: Path, shown: Shown, image: Image.Image, source_sha256: str) -> 
 def bring(store: Store, study: Study, files: Mapping[tuple[int, int, str], Path], folder: Path) -> Iterator[Progress]:
     """Progress while the study's pictures are written to `folder` and noted in the store, as many as are still lacking.
 
-    Whatever ends it, it can be started again. files: as `gather` returns them. ValueError for one that is gone.
+    Whatever ends it, it can be started again. files: as `gather` returns them. ValueError for one that is gone, and
+    where the served files would tell a model.
     """
     noted = {shown for shown, made in store.pictures(study.id).items() if (folder / made.file).exists()}
     wanted = pictures(study.plan)
@@ -127,6 +128,8 @@ def bring(store: Store, study: Study, files: Mapping[tuple[int, int, str], Path]
         done = len(wanted) - len(lacking) + number
         yield Progress(done, len(wanted), f"Preparing {done:,} of {len(wanted):,} pictures")
     remove_strangers(store, study, folder)
+    if told := leaks(study.plan, store.pictures(study.id).values()):
+        raise ValueError(f"The models could be told apart: {told[0]}")
 
 
 def remove_strangers(store: Store, study: Study, folder: Path) -> None:

@@ -28,12 +28,12 @@ ROW_HEIGHT = 40  # pixels
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #20242e; background: #fff; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; overflow-wrap: anywhere; }
+  padding: 0 1rem; overflow-wrap: break-word; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d9dce3; padding-top: 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e6e8ee; vertical-align: top; }
-td { min-width: 4.5rem; }
-td.n { min-width: 2.5rem; text-align: right; font-variant-numeric: tabular-nums; }
+td { max-width: 18rem; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .note { color: #5a6172; } .flag { background: #fdf1e7; border-left: 4px solid #b4582a; padding: .5rem .8rem; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 """
@@ -109,7 +109,7 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
             error_x=_bars([(e.value, e.low, e.high) for e in estimates], colour),
         )
     figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1})
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", title="share of votes for the first model")
+    figure.update_xaxes(range=[0, 1], tickformat=".0%", title="share for the first model")
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names)
     return _laid_out(figure, len(rows))
 

@@ -59,7 +59,7 @@ class Trial:
         return "left" if self.right.spoiled else "right"
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def schedule(plan: Plan, rater: int) -> tuple[Trial, ...]:
     """All trials of the rater with that number (from 0, in order of joining), in the order in which they come."""
     if rater < 0:

@@ -65,7 +65,7 @@ def test_too_little_data_says_so_and_how_much_more_is_needed():
     plan = example_plan(prompts=8)
     found = analyse(plan, simulate(plan, 5, 0, BETTER)).pairs[0]
     assert found.outcome == "not enough" and found.without_ties.low is None
-    assert found.sentence.startswith("Not enough: 8 prompts with a decided vote; about ")
+    assert found.sentence.startswith("Not enough to compare Model 0 and Model 1: 8 prompts with a decided vote; ")
     assert f"{found.more_prompts:,} more" in found.sentence
     empty = analyse(plan, []).pairs[0]
     assert empty.outcome == "not enough" and empty.without_ties is empty.with_ties is empty.fragility is None
