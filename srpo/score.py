@@ -64,8 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def score_files(
     images: Sequence[Path], prompt: str, names: Sequence[Named], device: str = "cpu", local_files_only: bool = True
-) -> list[dict[str, str | float]]:
-    """One record for each picture and reward: image, prompt, reward, score. Rewards are loaded one after the other.
+) -> list[dict[str, str | float | None]]:
+    """One record for each picture and reward: image, prompt, reward, score, and the SHA-256 of published .pt weights.
+
+    Rewards are loaded one after the other.
 
     ValueError, one sentence, for a picture that cannot be read or a reward that cannot be loaded.
     """
@@ -81,7 +83,7 @@ def score_files(
         reward = load_reward(name, device=device, local_files_only=local_files_only)
         scores = score_images(reward, pictures, [prompt] * len(pictures))
         rows += [
-            {"image": str(image), "prompt": prompt, "reward": str(name), "score": score}
+            {"image": str(image), "prompt": prompt, "reward": str(name), "score": score, "sha256": reward.sha256}
             for image, score in zip(images, scores, strict=True)
         ]
     return rows
@@ -97,14 +99,16 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def table(rows: Sequence[dict[str, str | float]]) -> str:
-    """The records as lines for a terminal: a column for each reward."""
+def table(rows: Sequence[dict[str, str | float | None]]) -> str:
+    """The records as lines for a terminal: a column for each reward, and which weights these were."""
     rewards = list(dict.fromkeys(str(row["reward"]) for row in rows))
     images = list(dict.fromkeys(str(row["image"]) for row in rows))
     scores = {(row["image"], row["reward"]): f"{row['score']:.4f}" for row in rows}
     lines = [["image", *rewards], *([image, *(scores[image, reward] for reward in rewards)] for image in images)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(_padded(line, widths)) for line in lines)
+    hashes = dict.fromkeys((row["reward"], row["sha256"]) for row in rows if row["sha256"])
+    said = [f"{reward}: SHA-256 {sha256}" for reward, sha256 in hashes]
+    return "\n".join(["  ".join(_padded(line, widths)) for line in lines] + said)
 
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:

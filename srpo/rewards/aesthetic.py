@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.clip import ClipReward
 from srpo.rewards.head import new_head
-from srpo.rewards.weights import Known, open_checkpoint, require_known, require_layout
+from srpo.rewards.weights import open_checkpoint, require_known, require_layout
 
 WEIGHTS_NAME = "sac+logos+ava1-l14-linearMSE.pth"
 PREFIX = "layers."  # of the names in the published file
@@ -30,8 +30,8 @@ class AestheticReward:
 
     name = "aesthetic"
 
-    def __init__(self, encoder: ClipReward, head: nn.Sequential, *, known: Known | None = None) -> None:
-        """`encoder` may be shared with a CLIP reward in use; `known` is the file the head was read from."""
+    def __init__(self, encoder: ClipReward, head: nn.Sequential, *, sha256: str | None = None) -> None:
+        """`encoder` may be shared with a CLIP reward in use; `sha256` is that of the head's file."""
         if (width := encoder.model.config.projection_dim) != head[0].in_features:
             raise ValueError(
                 f"the aesthetic head reads {head[0].in_features} numbers and this CLIP gives {width}: "
@@ -39,7 +39,7 @@ class AestheticReward:
             )
         self.encoder = encoder
         self.head = head.float().eval().requires_grad_(False).to(encoder.device)
-        self.known = known
+        self.sha256 = sha256
 
     @classmethod
     def from_published(
@@ -56,9 +56,9 @@ class AestheticReward:
         tensors = open_checkpoint(file)
         expected = {PREFIX + name: tuple(weight.shape) for name, weight in head.state_dict().items()}
         require_layout(file, tensors, expected, torch.float32, what="the LAION aesthetic head over CLIP ViT-L/14")
-        known = require_known(file)
+        sha256 = require_known(file).sha256
         head.load_state_dict({name.removeprefix(PREFIX): weight for name, weight in tensors.items()})
-        return cls(ClipReward.from_pretrained(folder, device=device), head, known=known)
+        return cls(ClipReward.from_pretrained(folder, device=device), head, sha256=sha256)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HPSV2_REPOSITORY, HPSV2_REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
+HPSV2_FILES = {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}
 PICKSCORE_REPOSITORY = "yuvalkirstain/PickScore_v1"
 CLIP_FILES = "config.json model.safetensors preprocessor_config.json tokenizer.json tokenizer_config.json"
 RECORD = "reward.json"  # in a folder of converted weights: which reward it is, and of which file it was made
@@ -37,7 +38,8 @@ class Card:
     is_dual_encoder: bool = False  # True: SRPO's control words can be used, so it can be trained on
 
 
-def _hpsv2(kind: str, title: str, file: str, expect: str) -> Card:
+def _hpsv2(kind: str, title: str, expect: str) -> Card:
+    file = HPSV2_FILES[kind]
     return Card(
         kind=kind,
         title=title,
@@ -82,11 +84,10 @@ _CARDS = (
         scale=100.0,
         is_dual_encoder=True,
     ),
-    _hpsv2("hpsv2", "HPSv2", "HPS_v2_compressed.pt", "100 x cosine, 28 to 31; not comparable with v2.1"),
+    _hpsv2("hpsv2", "HPSv2", "100 x cosine, 28 to 31; not comparable with v2.1"),
     _hpsv2(
         "hpsv2.1",
         "HPSv2.1",
-        "HPS_v2.1_compressed.pt",
         "100 x cosine, 28 to 31; FLUX.1-dev 28.9, tuned on it up to 41; not comparable with v2.0",
     ),
     Card(
@@ -162,7 +163,7 @@ class Named:
 def read_name(name: str | Path) -> Named:
     """The reward of that name: KIND:PLACE, KIND+srpo:PLACE, or PLACE alone, whose kind is then looked up.
 
-    A folder or id alone is what its reward.json says, PickScore where it is called so, and else CLIP. ValueError, one
+    A place alone is what its reward.json says, HPSv2 or PickScore where it is called so, and else CLIP. ValueError, one
     sentence, for an unknown kind, a preprocessing that a reward has not, or a reward that is not loaded here.
     """
     text = str(name).strip()
@@ -208,6 +209,9 @@ def _kind_of(place: str) -> str:
     recorded = _setting(folder / RECORD, "reward")
     if recorded in CARDS:
         return recorded
+    for kind, file in HPSV2_FILES.items():
+        if folder.name == file:
+            return kind
     said = f"/{folder.absolute().as_posix()}/{_setting(folder / 'config.json', '_name_or_path')}/"
     names = (PICKSCORE_REPOSITORY, PICKSCORE_REPOSITORY.rpartition("/")[2])
     forms = {f"/{form}/" for name in names for form in (name, f"models--{name.replace('/', '--')}")}

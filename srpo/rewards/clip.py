@@ -33,6 +33,8 @@ class ClipReward:
     bit for bit as an uninterrupted one.
     """
 
+    sha256: str | None = None  # of the published file, where the weights were converted from one
+
     def __init__(
         self,
         model: CLIPModel,

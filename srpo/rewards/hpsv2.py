@@ -23,12 +23,11 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from transformers.utils import cached_file
 
-from srpo.rewards.catalogue import CARDS, HPSV2_REPOSITORY, HPSV2_REVISION, RECORD
+from srpo.rewards.catalogue import CARDS, HPSV2_FILES, HPSV2_REPOSITORY, HPSV2_REVISION, RECORD
 from srpo.rewards.clip import ClipReward, Fit
 from srpo.rewards.weights import Known, Shapes, open_checkpoint, require_layout, write_safetensors
 from srpo.runs.atomic import write_folder
 
-FILES = {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}  # in the authors' repository
 FITS: dict[str, Fit] = {"official": "pad", "srpo": "crop"}  # equal for square pictures only
 TOKENIZER_ID = "openai/clip-vit-large-patch14"  # every CLIP of open_clip and OpenAI has this one vocabulary
 NUM_MERGES = 49152 - 256 - 2
@@ -106,12 +105,12 @@ def load_hpsv2(
     if record is None:
         if place.is_dir():
             raise ValueError(f"{place} is no converted HPSv2 (it has no {RECORD}): name the published .pt file instead")
-        convert(place, folder, kind, local_files_only=local_files_only)
+        _convert_beside(place, folder, kind, local_files_only)
     elif record["reward"] != kind:
         raise ValueError(f"{folder} is {record['reward']}, not {kind}: their scores are not comparable")
     elif folder != place and place.exists():  # the original may be gone: the folder is complete
         Known.read(folder / RECORD).require(place, folder)
-    return ClipReward.from_pretrained(
+    reward = ClipReward.from_pretrained(
         folder,
         name=kind,
         scale=CARDS[kind].scale if scale is None else scale,
@@ -119,13 +118,26 @@ def load_hpsv2(
         clean=clean_text,
         device=device,
     )
+    reward.sha256 = read_record(folder)["sha256"]
+    return reward
+
+
+def _convert_beside(file: Path, folder: Path, kind: str, local_files_only: bool) -> None:
+    try:
+        convert(file, folder, kind, local_files_only=local_files_only)
+    except OSError as error:
+        if read_record(folder) is None:  # it is there where another process was faster
+            raise ValueError(
+                f"{file} cannot be converted beside itself ({error.strerror or error}): "
+                "copy it to a folder that can be written and has 2 GB free"
+            ) from error
 
 
 def _published_file(kind: str, local_files_only: bool) -> Path:
     """The file of the authors' repository, of the hub's cache or downloaded. ValueError where neither can be."""
     try:
         options = {"revision": HPSV2_REVISION, "local_files_only": local_files_only}
-        return Path(cached_file(HPSV2_REPOSITORY, FILES[kind], **options))
+        return Path(cached_file(HPSV2_REPOSITORY, HPSV2_FILES[kind], **options))
     except OSError as error:
         raise ValueError(f"the weights of {kind} are not on this machine: {CARDS[kind].get}") from error
 
@@ -163,7 +175,7 @@ def convert(
     file, folder = Path(file), Path(folder)
     if not file.is_file():
         raise ValueError(f"there are no weights of {kind} at {file}: {CARDS[kind].get}")
-    if file.name in FILES.values() and file.name != FILES[kind]:
+    if file.name in HPSV2_FILES.values() and file.name != HPSV2_FILES[kind]:
         raise ValueError(f"{file} is the other version of HPSv2, not {kind}: their scores are not comparable")
     tensors = open_checkpoint(file)
     sources = open_clip_sources(architecture)

@@ -22,7 +22,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.head import new_head
 from srpo.rewards.preprocess import center_crop, normalize, resize_shortest
-from srpo.rewards.weights import Known, open_checkpoint, require_known, require_layout
+from srpo.rewards.weights import open_checkpoint, require_known, require_layout
 
 WEIGHTS_NAME, VOCABULARY_NAME = "ImageReward.pt", "vocab.txt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over the authors' pictures
@@ -56,7 +56,7 @@ class ImageReward:
 
     name = "imagereward"
 
-    def __init__(self, model: Network, tokenizer: BertTokenizer, *, known: Known | None = None) -> None:
+    def __init__(self, model: Network, tokenizer: BertTokenizer, *, sha256: str | None = None) -> None:
         if len(tokenizer) > model.architecture.vocabulary:
             raise ValueError(
                 f"the tokenizer knows {len(tokenizer)} pieces and ImageReward {model.architecture.vocabulary}: "
@@ -64,7 +64,7 @@ class ImageReward:
             )
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.known = known  # the file it was read from
+        self.sha256 = sha256  # of the file it was read from
 
     @classmethod
     def from_published(
@@ -83,10 +83,10 @@ class ImageReward:
         tensors, names = open_checkpoint(file), {name: published_name(name) for name in model.state_dict()}
         expected = {names[name]: tuple(weight.shape) for name, weight in model.state_dict().items()}
         require_layout(file, tensors, expected, torch.float32, what="ImageReward v1.0", ignored=UNUSED)
-        known = require_known(file)
+        sha256 = require_known(file).sha256
         model.load_state_dict({ours: tensors[theirs].clone() for ours, theirs in names.items()}, assign=True)
         model.restore_buffers()
-        return cls(model.to(device), read_vocabulary(vocabulary), known=known)
+        return cls(model.to(device), read_vocabulary(vocabulary), sha256=sha256)
 
     @property
     def device(self) -> torch.device:

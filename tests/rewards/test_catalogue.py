@@ -23,6 +23,7 @@ from tests.tiny import tiny_clip
         ("pickscore:yuvalkirstain/PickScore_v1", Named("pickscore", "yuvalkirstain/PickScore_v1")),
         ("yuvalkirstain/PickScore_v1", Named("pickscore", "yuvalkirstain/PickScore_v1")),
         ("/hub/models--yuvalkirstain--PickScore_v1/snapshots/1", None),
+        ("models/HPS_v2.1_compressed.pt", Named("hpsv2.1", "models/HPS_v2.1_compressed.pt")),
         ("openai/clip-vit-large-patch14", Named("clip", "openai/clip-vit-large-patch14")),
         ("some/folder", Named("clip", "some/folder")),
         (str(paths.REWARD), Named("clip", str(paths.REWARD))),

@@ -148,7 +148,7 @@ def test_the_hash_is_remembered_and_a_changed_file_refused(file, weights):
     record = json.loads((folder / "reward.json").read_text())
     first = record["source"]["sha256"]
     os.utime(file)  # touched, with the same content
-    assert load_hpsv2(file, "hpsv2.1").name == "hpsv2.1"
+    assert load_hpsv2(file, "hpsv2.1").sha256 == first
     torch.save({"state_dict": {**weights, "logit_scale": torch.tensor(1.0).half()}}, file)
     with pytest.raises(ValueError, match=rf"has changed: its SHA-256 was {first} and is .*remove .*\.clip"):
         load_hpsv2(file, "hpsv2.1")
@@ -187,6 +187,25 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
         load_reward(f"hpsv2.1:{tmp_path / 'HPS_v2.1_compressed.pt'}")
     with pytest.raises(ValueError, match="name the published"):
         load_reward(f"hpsv2:{tmp_path}")
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(weights, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    architecture = small(len(tiny_clip_tokenizer()))
+    monkeypatch.setattr(
+        "srpo.rewards.hpsv2.open_clip_layout", lambda _: {k: tuple(w.shape) for k, w in weights.items()}
+    )
+    monkeypatch.setattr("srpo.rewards.hpsv2.published_tokenizer", lambda *_: tiny_clip_tokenizer())
+    monkeypatch.setattr("srpo.rewards.hpsv2.write_folder", full)
+    file = tmp_path / "HPS_v2_compressed.pt"
+    torch.save({"state_dict": weights}, file)
+    with pytest.raises(ValueError, match=r"cannot be converted beside itself \(No space left on device\): copy it"):
+        load_reward(file)
+    monkeypatch.undo()
+    convert(file, file.with_suffix(".clip"), "hpsv2", architecture=architecture, tokenizer=tiny_clip_tokenizer())
+    assert load_reward(file).name == "hpsv2"  # a published file is known by its name
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
