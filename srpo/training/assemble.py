@@ -48,9 +48,11 @@ def assemble(config: TrainConfig) -> Trainer:
     reward = load_reward(
         config.reward, scale=config.reward_scale, device=device, local_files_only=config.local_files_only
     )
-    if not isinstance(reward, EmbeddingReward):
+    if config.signal.form != "noise" and not isinstance(reward, EmbeddingReward):
         fit = ", ".join(card.kind for card in CARDS.values() if card.is_dual_encoder)
-        raise ValueError(f"the reward {reward.name} has no text vectors for control words: choose one of {fit}")
+        raise ValueError(
+            f"the reward {reward.name} has no text vectors for control words: choose one of {fit}, or signal.form=noise"
+        )
     # Under autocast the products are bf16; weights shared over processes are left as torch's own layers expect them.
     if device == "cpu" and config.numerics == "float32" and world.size == 1 and cpu.has_fast_products():
         cpu.speed_up_products(policy.transformer)
