@@ -18,10 +18,12 @@ def test_a_reward_is_loaded_by_its_name_with_the_runs_own_scale():
     assert (trainer.reward.name, trainer.reward.scale) == ("pickscore", 5.0)
 
 
-def test_a_reward_without_text_vectors_judges_a_run_but_cannot_train_it(tmp_path):
+def test_a_reward_without_text_vectors_judges_a_run_and_trains_it_by_the_noise_form_alone(tmp_path):
     name = f"aesthetic:{save_aesthetic(tmp_path)}"
     with pytest.raises(ValueError, match=r"aesthetic has no text vectors .* choose one of clip, pickscore, hpsv2"):
         assemble(replace(studio(), reward=name))
+    trained_by = replace(studio(), reward=name, signal=replace(studio().signal, form="noise"))
+    assert assemble(trained_by).reward.name == "aesthetic"
     validation = replace(studio().validation, every=1, reward=name)
     assert "reward" in assemble(replace(studio(), validation=validation)).validation.measures
 
