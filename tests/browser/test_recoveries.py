@@ -106,7 +106,9 @@ def test_the_curves_point_at_the_grid(open_page):
         "plot => plot._fullLayout.xaxis.range[0] > plot._fullLayout.xaxis.range[1]"
     )  # noise at the left
     area = plot.locator(".nsewdrag").first.bounding_box()
-    page.mouse.move(area["x"] + area["width"] - 12, area["y"] + area["height"] / 2)
+    across = plot.evaluate("plot => plot._fullLayout.xaxis.d2p(0.5)")
+    page.wait_for_selector('#recovery-curves figure[data-key="recovery-psnr"] .plot[data-tells]')
+    page.mouse.move(area["x"] + across, area["y"] + area["height"] / 2)
     page.wait_for_selector('.recovery thead th.on[data-column="5"]')
     assert page.locator(".recovery td.on").count() == 5
     page.mouse.move(10, 10)
