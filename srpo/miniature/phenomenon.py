@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,38 +131,26 @@ def measure(
     return rows
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a run of an arm took, the mean over its seeds."""
-
-    seconds: float  # of its updates, with whatever else the machine did
-    flops: float  # of its updates, by count
-
-
-def costs(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, Cost]:
-    """What each arm's finished runs took, by their records and settings."""
+def costs(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, float]:
+    """Floating-point operations of each arm's finished runs, the mean over seeds, by count: rollouts and gradients."""
     policy = FluxPolicy.from_pretrained(paths.FLUX, max_sequence_length=TEXT_TOKENS)
     reward = ClipReward.from_pretrained(paths.REWARD)
     found = {}
     for name, folders in runs.items():
-        records = [record for run in folders for record in run.progress()]
-        of_update = update_flops(config_from_dict(folders[0].config()), policy, reward)  # seeds share all but the seed
-        seconds, count = sum(record.seconds for record in records), len(records)
-        found[name] = Cost(seconds / len(folders), of_update * count / len(folders))
+        num_updates = sum(1 for run in folders for _ in run.progress()) / len(folders)
+        # Seeds share all settings but the seed.
+        found[name] = num_updates * update_flops(config_from_dict(folders[0].config()), policy, reward)
     return found
 
 
-def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: Mapping[str, Cost]) -> str:
+def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: Mapping[str, float]) -> str:
     """The Markdown page: the rows, and which of the paper's claims their intervals and their costs bear out."""
     columns = ("photo", "content", "hacked", "saturation", "sharpness", "raw reward", "positive minus negative")
     prompts = next(iter(rows.values()))["photo"].count
-    head = [
-        "| model | " + " | ".join(columns) + " | training, TFLOP | training, s |",
-        "|---" * (len(columns) + 3) + "|",
-    ]
+    head = ["| model | " + " | ".join(columns) + " | training, TFLOP |", "|---" * (len(columns) + 2) + "|"]
     lines = [
         f"| {name} | {' | '.join(_cell(column, row[column]) for column in columns)} | "
-        f"{f'{costs[name].flops / 1e12:.2f} | {costs[name].seconds:.0f}' if name in costs else '- | -'} |"
+        f"{f'{costs[name] / 1e12:.2f}' if name in costs else '-'} |"
         for name, row in rows.items()
     ]
     return f"""# SRPO's phenomenon on the miniature
@@ -170,8 +158,8 @@ def table(rows: Mapping[str, Mapping[str, Mean]], seeds: Sequence[int], costs: M
 Written by `python -m srpo.miniature.phenomenon`; seeds {", ".join(map(str, seeds))}, {prompts} neutral test prompts,
 the same noise for every model. In brackets 95 % intervals over prompts of the means over seeds. *Hacked*: more
 saturated than {1 - OUTLIERS:.0%} of the base's pictures, or smoother than {1 - OUTLIERS:.0%} of them: what the
-miniature's reward likes whatever the prompt says. *Training* is a run's updates: the operations of their rollouts and
-gradient passes by count, the same on every machine, and the seconds they took on one that did other things as well.
+miniature's reward likes whatever the prompt says.
+*Training* counts the operations of a run's updates, rollouts and gradient passes, the same on every machine.
 
 {chr(10).join(head + lines)}
 
@@ -183,11 +171,11 @@ Photos are *more* where the intervals do not overlap. Content is *equal* where t
 
 def _cell(column: str, value: Mean) -> str:
     if column in ("photo", "content", "hacked", "saturation"):
-        return f"{value.mean:.1%} ({value.low:.1%} to {value.high:.1%})"
+        return f"{value.mean:.1%} ({max(value.low, 0):.1%} to {min(value.high, 1):.1%})"  # shares of a whole
     return f"{value.mean:.4f} ({value.low:.4f} to {value.high:.4f})"
 
 
-def _claims(rows: Mapping[str, Mapping[str, Mean]], costs: Mapping[str, Cost]) -> list[str]:
+def _claims(rows: Mapping[str, Mapping[str, Mean]], costs: Mapping[str, float]) -> list[str]:
     """One line per claim, and where it is not borne out, what of it fails."""
     srpo, plain, paper, direct, early, _, late = (arm.name for arm in ARMS)
     lines = []
@@ -200,7 +188,7 @@ def _claims(rows: Mapping[str, Mapping[str, Mean]], costs: Mapping[str, Cost]) -
         if (content := _compared(rows[srpo]["content"], rows[other]["content"])) != "equal":
             failing.append(f"{content} content")
         if other in (paper, direct):  # the reference's recipes
-            own, theirs = costs[srpo].flops, costs[other].flops
+            own, theirs = costs[srpo], costs[other]
             claim += f" and no more compute ({own / 1e12:.2f} against {theirs / 1e12:.2f} TFLOP)"
             failing += ["more compute"] if own > theirs else []
         lines.append(_line(claim, failing))
@@ -246,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures: dict[str, Any] = {
         "seeds": options.seeds,
         "rows": rows,
-        "costs": {name: asdict(cost) for name, cost in found.items()},
+        "flops": found,
     }
     options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     options.out.write_text(table(rows, options.seeds, found), encoding="utf-8")
