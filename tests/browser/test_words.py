@@ -46,6 +46,12 @@ def set_slider(page, name, value):
     field.press("Tab")
 
 
+def open_file(page, file):
+    with page.expect_file_chooser() as chooser:
+        page.locator("#words-upload").click()
+    chooser.value.set_files(file)
+
+
 def at(sigmas, weights, sigma):
     """The weight at a noise level, straight between two points of the curve."""
     above = next(place for place, level in enumerate(sigmas) if level >= sigma)
@@ -148,12 +154,12 @@ def test_words_are_added_weighed_moved_switched_off_and_shared(open_page, tmp_pa
 
     other = open_page()
     open_tab(other)
-    other.locator("#words-upload input[type=file]").set_input_files(file)
+    open_file(other, file)
     other.wait_for_selector("#words-note .ready:has-text('Shared one is read from the file')")
     assert words(other, "positive") == words(page, "positive")
     assert not other.get_by_label("Detail takes part", exact=True).is_checked()
     file.write_text("a: &a [x]\nb: [*a, *a]\npositive: [Real]\nnegative: [Oil]")
-    other.locator("#words-upload input[type=file]").set_input_files(file)
+    open_file(other, file)
     other.wait_for_selector("#words-note .failed:has-text('aliases')")
     assert words(other, "positive") == words(page, "positive")
     other.locator("#word-sets input").click()
