@@ -105,6 +105,7 @@ async function draw() {
   const value = view.value;
   if (!value || !value.charts) return;
   $(".curves-bar").hidden = !value.charts.length;
+  $(".over").hidden = value.charts.some((chart) => chart.x_title);
   const figures = value.charts.map(figure);
   const shown = [...$(".charts").children];
   if (figures.length !== shown.length || figures.some((place, index) => place !== shown[index])) {
