@@ -43,6 +43,7 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
             app_process.started(options, runs) as app,
             training.started(options, scale, "watched", *more, root=runs) as (run, _),
         ):
+            app.wait_for_page()
             app.wait_for_models()
             run.until(lambda: run.updates >= 1)
             for _ in range(scale.watches):

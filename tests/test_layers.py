@@ -29,8 +29,12 @@ OURS = {
         *PROTOCOLS,
     ),
     "srpo.evaluation": ("srpo.flow", "srpo.objectives", "srpo.runs", "srpo.studies", *PROTOCOLS),
-    # Training knows where the miniature lies, so the miniature runs it as a command and reads its run folder.
-    "srpo.miniature": ("srpo.flow", "srpo.policies", "srpo.rewards", "srpo.evaluation", "srpo.runs"),
+    # Training knows where the miniature lies, so the miniature runs it as a command and reads its run folder; what a
+    # run's settings mean and cost, training alone can say.
+    "srpo.miniature": (
+        *("srpo.flow", "srpo.policies", "srpo.rewards", "srpo.evaluation", "srpo.runs"),
+        *("srpo.training.config", "srpo.training.flops"),
+    ),
     "app.tabs": ("app",),
 }
 

@@ -300,7 +300,7 @@ def test_two_stores_on_one_place_see_each_others_votes(store, place):
 
 def test_everything_is_there_after_closing_and_opening(place):
     first = Store(place)
-    study = open_study(first)
+    study = open_study(first, example_plan(prompts=12))
     rater = first.join(study.id)
     vote_next(first, rater)
     before = first.votes(study.id)
