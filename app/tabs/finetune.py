@@ -649,7 +649,10 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     filled = [preset_note, model, source, prompts, positive, negative, updates, batch, lr, weights, every, more]
     asking = [start, measure, halt]
 
-    start.click(do.start, [watching, *fields], [said, *asking, *live], **work).then(do.asked, outputs=asking, **press)
+    # "once": the second press of a double click must not ask for a second run.
+    start.click(do.start, [watching, *fields], [said, *asking, *live], **work | {"trigger_mode": "once"}).then(
+        do.asked, outputs=asking, **press
+    )
     measure.click(do.measure, list(fields), [said, *asking], **work).then(do.asked, outputs=asking, **press)
     halt.click(do.stop_asking, **press)
     resume.click(do.resume, watching, [bar_note, *live], **work)
