@@ -241,12 +241,15 @@ def _verdict(
             reason += ": that may be chance."
         else:
             reason += ": too few to rely on."
-        if others is not None and others.low > CLEAR:
-            reason += (
-                f" Pictures without it may look like that already: against those of the other words it is "
-                f"{_percent(others)}, so it may serve as a negative word."
-            )
-        return Verdict("weak", "weak: expect little", reason)
+        if others is None or others.low <= CLEAR:
+            return Verdict("weak", "weak: expect little", reason)
+        reason += (
+            f" But against pictures of the other words it is {_percent(others)}: the reward knows the look, which "
+            "pictures without the word mostly have already."
+        )
+        if sides[w] == "positive":
+            return Verdict("weak", "weak: pictures look like that already", reason)
+        return Verdict("perceived", "perceived: the look without any word", reason)
     taken = [v for v in range(len(words)) if v != w and told_apart[w, v] < TOLD_APART]
     taken = [v for v in taken if separation[v].low > CLEAR]  # a word that does nothing has pictures of no kind
     same = [words[v] for v in taken if sides[v] == sides[w] != "other"]

@@ -126,11 +126,13 @@ def test_a_word_that_works_the_wrong_way_round_is_weak_and_says_so():
     assert found.kind == "weak" and "wrong way round" in found.reason
 
 
-def test_a_look_that_pictures_have_anyway_is_weak_with_the_reason_why():
-    """Pictures without a word show the first word already; those of the second do not."""
-    found = verdicts(shown([2, 0], [2, 0], [0, 2]), ["Painting", "Photo"])
-    assert found.verdicts[0].kind == "weak" and "may look like that already" in found.verdicts[0].reason
-    assert found.verdicts[1].kind == "perceived"
+@pytest.mark.parametrize(("side", "kind"), [("positive", "weak"), ("negative", "perceived"), ("other", "perceived")])
+def test_a_look_that_pictures_have_anyway_is_known_but_no_aim(side, kind):
+    """Pictures without a word show the first word already; those of the others do not."""
+    score = shown([2, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2])
+    found = verdicts(score, ["Painting", "Photo", "Anime"], [side, "positive", "positive"])
+    assert found.verdicts[0].kind == kind and "knows the look" in found.verdicts[0].reason
+    assert [verdict.text for verdict in found.verdicts[1:]] == ["perceived"] * 2
 
 
 def test_a_word_whose_pictures_anothers_cannot_be_told_from_is_entangled_or_means_the_same():
