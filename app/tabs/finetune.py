@@ -466,9 +466,9 @@ def refusal_html(refusal: Refusal) -> str:
     """Why a run does not go on by itself, and what one can do."""
     changes = "".join(f"<li>{html.escape(change)}</li>" for change in refusal.changes)
     return (
-        f'<div class="banner" role="alert">{html.escape(refusal.asked.run)} would not be the same run, as not all is '
-        f"as it was when it began:<ul>{changes}</ul>Put that right and resume it, or copy its settings to a new run. "
-        "It can go on all the same: its folder will say so, and an exact repetition is no longer promised.</div>"
+        f'<div class="banner" role="alert">Run <b>{html.escape(refusal.asked.run)}</b> would not be the same, as not '
+        f"all is as it was when it began:<ul>{changes}</ul>Put that right and resume it, or copy its settings to a new "
+        "run. It can go on all the same: its folder will say so, and an exact repetition is no longer promised.</div>"
     )
 
 
