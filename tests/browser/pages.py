@@ -32,6 +32,17 @@ def settle(page):
       .map((animation) => animation.finished))""")
 
 
+def open_tab(page, name):
+    """Opens a tab, from the menu behind the dots where the screen is too narrow for all."""
+    tab, dots = page.get_by_role("tab", name=name, exact=True), page.locator(".overflow-menu > button")
+    tab.or_(dots).first.wait_for()
+    if tab.count():
+        tab.click()
+    else:
+        dots.click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+
+
 def open_panel(page, button, first):
     """Opens a panel or a tab by its button, until `first`, a field in it, can be typed into.
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.app.serving import make_options, served
-from tests.browser.pages import open_panel
+from tests.browser.pages import open_panel, open_tab
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -18,8 +18,8 @@ TINY = (
 )  # fmt: skip
 
 
-def open_tab(page):
-    page.get_by_role("tab", name="Fine-tune").click()
+def open_form(page):
+    open_tab(page, "Fine-tune")
     page.wait_for_function("document.querySelector('#preset input').value !== ''")
 
 
@@ -61,7 +61,7 @@ def points(page, key="difference"):
 
 def test_start_watch_stop_resume_and_open_in_compare(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_form(page)
     fill(page, "watched", 400)
     page.locator("#start", has_text="Start 400 updates of 2 prompts").wait_for()
     page.locator("#start").click()
@@ -123,7 +123,7 @@ def test_start_watch_stop_resume_and_open_in_compare(open_page, keep):
 
 def test_pictures_wait_for_a_run_and_go_on_after_it(open_page):
     page = open_page()
-    open_tab(page)
+    open_form(page)
     begin(page, "holder", 2000, every=0)
     wait_for_update(page, 1)
     page.get_by_role("tab", name="Compare", exact=True).click()
@@ -141,7 +141,7 @@ def test_pictures_wait_for_a_run_and_go_on_after_it(open_page):
 def test_two_pages_and_double_clicks_make_one_run(open_page):
     pages = [open_page(), open_page()]
     for number, page in enumerate(pages):
-        open_tab(page)
+        open_form(page)
         fill(page, f"rival-{number}", 2000, every=0)
     for page in pages:
         page.locator("#start").dblclick(no_wait_after=True)
@@ -161,7 +161,7 @@ def test_two_pages_and_double_clicks_make_one_run(open_page):
 
 def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, tmp_path, keep):
     page = open_page()
-    open_tab(page)
+    open_form(page)
     page.locator("#updates input").fill("0")
     page.locator("#updates input").press("Tab")
     page.locator("#start").click()
@@ -189,7 +189,7 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, tmp_path, kee
 
 def test_a_measurement_is_stopped_by_its_button(open_page, keep):
     page = open_page()
-    open_tab(page)
+    open_form(page)
     fill(page, "measured", 4)
     page.locator("#measure").click()
     page.wait_for_selector("#tune-note .loading:has-text('Measuring one real update')")
@@ -203,7 +203,7 @@ def test_a_measurement_is_stopped_by_its_button(open_page, keep):
 
 def test_a_run_of_which_something_has_changed_goes_on_when_that_is_overruled(open_page, options, keep):
     page = open_page()
-    open_tab(page)
+    open_form(page)
     begin(page, "changed", 2, every=0)
     wait_for(page, "finished")
     file = options.runs / "changed" / "environment.json"
@@ -231,7 +231,7 @@ def test_a_run_outlives_the_app_and_is_found_again(chromium, tmp_path_factory, k
     try:
         with served(options, folder / "first.txt") as (address, process):
             page.goto(address)
-            open_tab(page)
+            open_form(page)
             begin(page, "survivor", 5000, every=0)
             wait_for_update(page, 3)
             process.kill()
@@ -260,7 +260,7 @@ def test_a_run_outlives_the_app_and_is_found_again(chromium, tmp_path_factory, k
 
 def test_export_copy_compare_and_delete(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_form(page)
     for name in ("alpha", "beta"):
         begin(page, name, 2 if name == "alpha" else 3, every=1)
         page.wait_for_selector(f'.run-head[data-status="finished"]:has-text("{name}")')
@@ -301,7 +301,7 @@ def test_export_copy_compare_and_delete(open_page, keep):
 @pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)])
 def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, keep, width, height, scheme):
     page = open_page(width, height, scheme)
-    open_tab(page)
+    open_form(page)
     begin(page, f"screen-{width}-{scheme}", 6)
     wait_for(page, "finished")
     page.wait_for_selector("#curves .main-svg")

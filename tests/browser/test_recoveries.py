@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from srpo.evaluation.sheets import KEY
-from tests.browser.pages import pixel_width
+from tests.browser.pages import open_tab, pixel_width
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
 
 
-def open_tab(page):
-    page.get_by_role("tab", name="Recoveries").click()
+def open_recoveries(page):
+    open_tab(page, "Recoveries")
     page.locator("#recover").wait_for()
 
 
@@ -43,7 +43,7 @@ def cell(page, row, column):
 
 def test_a_grid_fills_and_each_cell_enlarges(open_page, keep):
     page = open_page()
-    open_tab(page)
+    open_recoveries(page)
     assert page.locator("#recover").inner_text() == "Recover 30 cells"
     page.evaluate(COUNT)
     recover(page, noises=2)
@@ -75,7 +75,7 @@ def test_a_grid_fills_and_each_cell_enlarges(open_page, keep):
 
 def test_differences_are_drawn_in_the_browser(open_page, keep):
     page = open_page()
-    open_tab(page)
+    open_recoveries(page)
     recover(page)
     wait_for(page, "done")
     asked = []
@@ -95,7 +95,7 @@ def test_differences_are_drawn_in_the_browser(open_page, keep):
 
 def test_the_curves_point_at_the_grid(open_page):
     page = open_page(1440, 2400)
-    open_tab(page)
+    open_recoveries(page)
     recover(page, noises=2)
     wait_for(page, "done")
     plot = page.locator('#recovery-curves figure[data-key="recovery-psnr"] .plot')
@@ -119,7 +119,7 @@ def test_the_curves_point_at_the_grid(open_page):
 
 def test_a_push_is_asked_for_from_a_cell_and_from_the_panel(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_recoveries(page)
     page.locator("#push").click()
     page.wait_for_selector("#pushed .failed")
     assert "There is no grid yet" in page.locator("#pushed").inner_text()
@@ -145,7 +145,7 @@ def test_a_push_is_asked_for_from_a_cell_and_from_the_panel(open_page, keep):
 
 def test_a_run_plays_without_the_server(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_recoveries(page)
     set_numbers(page, steps=4, width=32, height=32)
     page.locator("#look").click()
     page.locator(".recovery-scene").wait_for()
@@ -169,7 +169,7 @@ def test_a_run_plays_without_the_server(open_page, keep):
 
 def test_a_picture_of_ones_own_two_models_and_the_sheet(open_page, tmp_path, keep):
     page = open_page()
-    open_tab(page)
+    open_recoveries(page)
     page.get_by_text("My own").click()
     recover(page)
     wait_for(page, "error")
@@ -217,7 +217,7 @@ def test_a_picture_of_ones_own_two_models_and_the_sheet(open_page, tmp_path, kee
 )
 def test_bad_input_says_one_sentence(open_page, field, value, says):
     page = open_page()
-    open_tab(page)
+    open_recoveries(page)
     page.locator(f"#recover-{field} textarea, #recover-{field} input").first.fill(value)
     page.locator("#recover").click()
     page.locator(".recovery .banner", has_text=says).wait_for()
@@ -226,7 +226,7 @@ def test_bad_input_says_one_sentence(open_page, field, value, says):
 
 def test_stop_and_the_keyboard(open_page):
     page = open_page()
-    open_tab(page)
+    open_recoveries(page)
     set_numbers(page, steps=100, width=512, height=512, noises=16)
     page.locator("#recover-prompt textarea").press("Control+Enter")
     page.wait_for_selector(".recovery-head img[src^='data:image/png']")
@@ -238,7 +238,7 @@ def test_stop_and_the_keyboard(open_page):
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
 def test_all_of_it_can_be_read_on_a_desk_and_on_a_phone(open_page, width, scheme, keep):
     page = open_page(width, 900, scheme)
-    open_tab(page)
+    open_recoveries(page)
     recover(page)
     wait_for(page, "done")
     page.wait_for_selector("#recovery-curves .js-plotly-plot")

@@ -8,7 +8,7 @@ import yaml
 from srpo.objectives.levels import net_weight_curve
 from srpo.rewards.control_words import Discounts
 from srpo.training.presets import direct, paper, paper_pickscore, studio
-from tests.browser.pages import pixel_width, settle
+from tests.browser.pages import open_tab, pixel_width, settle
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.browser
 RECIPES = {"Ours": studio, "Paper, HPSv2.1": paper, "Paper, PickScore": paper_pickscore, "Later trainer": direct}
 
 
-def open_tab(page):
-    page.get_by_role("tab", name="Control words").click()
+def open_words(page):
+    open_tab(page, "Control words")
     page.wait_for_selector('.words-editor[data-ready="true"]')
     page.wait_for_selector("#words-checked .note")
 
@@ -61,7 +61,7 @@ def at(sigmas, weights, sigma):
 
 def test_the_curve_is_the_librarys_and_has_the_methods_three_points(open_page):
     page = open_page()
-    open_tab(page)
+    open_words(page)
     for label, preset in RECIPES.items():
         page.locator(".recipes button", has_text=label).click()
         config = preset()
@@ -85,7 +85,7 @@ def test_the_curve_is_the_librarys_and_has_the_methods_three_points(open_page):
 
 def test_the_ends_follow_the_pointer_the_keys_and_the_typed_number(open_page):
     page = open_page()
-    open_tab(page)
+    open_words(page)
     page.locator(".recipes button", has_text="Paper, HPSv2.1").click()
     handle = page.locator('[data-handle="k_positive1"]')
     before = curve(page)[1]
@@ -115,7 +115,7 @@ def test_the_ends_follow_the_pointer_the_keys_and_the_typed_number(open_page):
 
 def test_words_are_added_weighed_moved_switched_off_and_shared(open_page, tmp_path, keep):
     page = open_page()
-    open_tab(page)
+    open_words(page)
     assert words(page, "positive") == ["Natural-lighting", "Detail", "Detailed", "Real"]
     page.get_by_label("A further positive word").fill("Photo")
     page.keyboard.press("Enter")
@@ -153,7 +153,7 @@ def test_words_are_added_weighed_moved_switched_off_and_shared(open_page, tmp_pa
     keep(page, "words-edited")
 
     other = open_page()
-    open_tab(other)
+    open_words(other)
     open_file(other, file)
     other.wait_for_selector("#words-note .ready:has-text('Shared one is read from the file')")
     assert words(other, "positive") == words(page, "positive")
@@ -170,7 +170,7 @@ def test_words_are_added_weighed_moved_switched_off_and_shared(open_page, tmp_pa
 
 def test_what_the_reward_sees_is_painted_scored_and_looked_at(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_words(page)
     set_slider(page, "see-seeds", 2)
     set_slider(page, "see-steps", 2)
     page.locator("#see-prompts textarea").fill("a red ball")
@@ -214,7 +214,7 @@ def test_own_pictures_are_scored(open_page, tmp_path):
     from PIL import Image
 
     page = open_page()
-    open_tab(page)
+    open_words(page)
     for number in range(2):
         Image.new("RGB", (90, 70), (250, 40, 100 * number)).save(tmp_path / f"own-{number}.png")
     page.locator("#see-files input[type=file]").set_input_files([tmp_path / f"own-{n}.png" for n in range(2)])
@@ -227,7 +227,7 @@ def test_own_pictures_are_scored(open_page, tmp_path):
 
 def test_words_are_checked_and_the_check_can_be_stopped(open_page, keep):
     page = open_page(1440, 1200)
-    open_tab(page)
+    open_words(page)
     set_slider(page, "check-per-word", 32)
     set_slider(page, "check-steps", 60)
     page.locator("#check-go:has-text('Paint 416 pictures and check')").click()
@@ -254,7 +254,7 @@ def test_words_are_checked_and_the_check_can_be_stopped(open_page, keep):
 def test_a_set_goes_to_fine_tune_with_all_that_a_run_needs_of_it(open_page, keep):
     page = open_page()
     page.wait_for_function("document.querySelector('#preset input')?.value !== ''")
-    open_tab(page)
+    open_words(page)
     page.locator(".recipes button", has_text="Paper, PickScore").click()
     chip(page, "Real").locator(".weight").fill("2")
     page.keyboard.press("Tab")
@@ -281,7 +281,7 @@ def test_a_set_goes_to_fine_tune_with_all_that_a_run_needs_of_it(open_page, keep
 
 def test_a_short_run_says_what_is_wrong_and_can_be_stopped(open_page):
     page = open_page()
-    open_tab(page)
+    open_words(page)
     page.locator("#preview-prompts textarea").fill("")
     page.locator("#preview-go").click()
     page.wait_for_selector("#preview-note .failed:has-text('one to 4 prompts')")
@@ -298,7 +298,7 @@ def test_a_short_run_says_what_is_wrong_and_can_be_stopped(open_page):
 @pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)])
 def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, keep, width, height, scheme):
     page = open_page(width, height, scheme)
-    open_tab(page)
+    open_words(page)
     set_slider(page, "see-steps", 1)
     page.locator("#see-go").click()
     page.wait_for_selector('.words-table[data-phase="done"]')
