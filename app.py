@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, served = parse_options(arguments)
     Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    signal.signal(signal.SIGTERM, _exit)  # its default skips atexit, and with it the removal of our pictures
+    signal.signal(signal.SIGTERM, _exit)  # its default would skip the removal of our pictures
     studio = Studio(options)
     page = ui.build(studio)
     try:
@@ -57,7 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"Nothing can be served at {served.host}:{served.port or '7860 and on'}: choose --port ({error}).")
     print(f"SRPO Studio is at {page.local_url}", flush=True)
     studio.start()  # only now: the page is up before torch is imported
-    page.block_thread()
+    try:
+        page.block_thread()
+    finally:
+        studio.pictures.close()
+        sys.stdout.flush()
+        os._exit(0)  # the interpreter's own end would abort, exit status and all, where a thread is within torch
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
