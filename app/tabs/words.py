@@ -211,18 +211,18 @@ class Handlers:
     def ready(self, job: str) -> Callable[[gr.Request], tuple]:
         """A handler that gives (start, Stop) back, unless the page is at that work."""
 
-        def ready(request: gr.Request) -> tuple:
+        def ready_words(request: gr.Request) -> tuple:
             return (gr.skip(),) * 2 if self.studio.jobs.is_running(visitor(request, job)) else _busy(False)
 
-        return ready
+        return ready_words
 
     def stop(self, job: str) -> Callable[[gr.Request], None]:
         """A handler that stops that work."""
 
-        def stop(request: gr.Request) -> None:
+        def stop_words(request: gr.Request) -> None:
             self.studio.jobs.stop(visitor(request, job))
 
-        return stop
+        return stop_words
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed: its work ends."""
@@ -285,7 +285,7 @@ def build(studio: Studio) -> Parts:
                 sets = gr.Dropdown([], label="Word set", elem_id="word-sets", min_width=180)
                 upload = gr.UploadButton("Open a file", file_types=[".yaml", ".yml"], elem_id="words-upload")
                 download = gr.HTML(elem_id="words-download", apply_default_css=False)
-                save = gr.Button("Save", visible=trains, elem_id="words-save")
+                save = gr.Button("Save", elem_id="words-save") if trains else None
                 send = gr.Button("Send to Fine-tune", elem_id="words-send") if trains else None
             editor = words_editor(elem_id="words-editor")
             note = gr.HTML(elem_id="words-note", apply_default_css=False)
@@ -364,7 +364,6 @@ def build(studio: Studio) -> Parts:
 
     sets.input(do.choose, sets, [editor, note], **PRESS)
     upload.upload(do.upload, upload, [editor, note], **PRESS)
-    save.click(do.save, editor, [sets, note], **PRESS)
     editor.change(do.check, editor, [checked, download], **FOLLOW)
     gr.on([lines.change, num_seeds.change, files.change], do.cost, [lines, num_seeds, files], score, **FOLLOW)
     gr.on(
@@ -383,7 +382,8 @@ def build(studio: Studio) -> Parts:
     long(score, stop_see, do.see, "words/see", seen, [table])
     asked = [editor, check_model, others, per_word, check_seed, check_steps]
     long(check, stop_check, do.perceive, "words/check", asked, [verdicts])
-    if trains:
+    if trains:  # what is not registered cannot be called
+        save.click(do.save, editor, [sets, note], **PRESS)
         asked = [editor, preview_lines, updates, preview_seed]
         long(run, stop_run, do.preview, "words/preview", asked, [run_note, before_after])
     page = gr.context.Context.root_block

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from app.services.requests import BadInput
+from app import ui
 from app.tabs import words as tab
 from app.tabs.compare import UNEXPECTED
 from app.tabs.words import Handlers
@@ -185,6 +185,10 @@ def test_the_check_button_says_how_many_pictures_it_paints(do):
     assert do.check_cost(edited(BAD), "Dark", 10) == "Paint and check"
 
 
-def test_a_bad_set_is_bad_input(alone):
-    with pytest.raises(BadInput):
-        alone.shelf.load("x")
+def test_a_page_beyond_the_loopback_saves_sends_and_trains_nothing(unloaded):
+    def functions(studio):
+        return {block.api_name for block in ui.build(studio).fns.values()}
+
+    here, public = functions(unloaded()), functions(unloaded(local_paths=False))
+    assert {"save", "send", "preview"} <= here - public
+    assert {"check", "upload", "perceive"} <= public
