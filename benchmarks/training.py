@@ -20,14 +20,14 @@ LIMIT_S = 600.0  # for any one thing that is waited for
 
 FIGURES = (
     Figure("first point after Start", "s", at_most=12),
+    Figure("of it, state after Start", "s", at_most=1),
     Figure("of it, libraries", "s"),
     Figure("of it, models and checks", "s"),
-    Figure("of it, validation before the first update", "s"),
     Figure("of it, first update", "s"),
     Figure("30 updates of 8 prompts, without validation", "s", at_most=45),
     Figure("peak memory of the run's process", "GB", at_most=2),
 )
-FIRST, LIBRARIES, MODELS, VALIDATION, UPDATE, MANY, PEAK = (figure.name for figure in FIGURES)
+FIRST, STATE, LIBRARIES, MODELS, UPDATE, MANY, PEAK = (figure.name for figure in FIGURES)
 MANY_UPDATES = 30
 
 
@@ -35,15 +35,15 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     """(name, value) of the figures. ValueError where weights are missing, RuntimeError where a run does not train."""
     with started(options, scale, "validated", "updates=1") as (watch, started_s):
         # The run's own words for what it is doing end the parts.
+        state_s = watch.until(lambda: watch.status != "")
         models_s = watch.until(lambda: watch.phase == "loading the models" or watch.status != "starting")
         training_s = watch.until(lambda: watch.status != "starting")
-        validated_s = watch.until(watch.has_validated)
         point_s = watch.until(lambda: watch.updates >= 1)
         yield FIRST, point_s - started_s
-        yield LIBRARIES, models_s - started_s
+        yield STATE, state_s - started_s
+        yield LIBRARIES, models_s - state_s
         yield MODELS, training_s - models_s
-        yield VALIDATION, validated_s - training_s
-        yield UPDATE, point_s - validated_s
+        yield UPDATE, point_s - training_s
         watch.until_the_end()
         peak = watch.peak_bytes
     count = MANY_UPDATES if scale.updates >= MANY_UPDATES else scale.updates
@@ -95,9 +95,6 @@ class Watch:
     def updates(self) -> int:
         """How many updates are in the log."""
         return len(self.run.progress())
-
-    def has_validated(self) -> bool:
-        return bool(self.run.validation())
 
     def seconds_of_updates(self, after: int = 0) -> list[float]:
         """What each update took, in the run's own words, but for the first so many."""
