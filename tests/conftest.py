@@ -1,6 +1,7 @@
 """Settings and models that all tests share."""
 
 import os
+import shutil
 import tempfile
 
 # Before torch is imported: parallel processes with several threads each slow one another down many times over.
@@ -11,6 +12,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["SRPO_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="srpo-locks-")
 
 import pytest  # the models are imported where a fixture makes them: most tests start without diffusers
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture
@@ -37,3 +40,16 @@ def clip_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     tiny_clip(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Headless Chromium: one for all tests, as one thread can drive one Playwright only."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

@@ -1,26 +1,12 @@
-"""Headless Chromium, the app, and pages that note whatever goes wrong in them."""
+"""The app, and pages that note whatever goes wrong in them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.app.serving import PATIENCE_S, make_options, served
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
