@@ -34,11 +34,14 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     parser = argparse.ArgumentParser(description="SRPO Studio: FLUX and SRPO side by side in the browser.")
     add_weights(parser)
     parser.add_argument("--runs", type=Path, default=Options().runs, help="folder of training runs")
+    parser.add_argument("--studies", type=Path, default=Options().studies, help="folder of preference studies")
+    parser.add_argument("--database", help="postgresql:// URL of the studies (default: SQLite in their folder)")
     parser.add_argument("--host", default="127.0.0.1", help="beyond loopback, local paths are closed")
     parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
     served = parser.parse_args(arguments)
     public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
-    options = Options(**weights(served), runs=served.runs, local_paths=not public)
+    places = {name: getattr(served, name) for name in ("runs", "studies", "database")}
+    options = Options(**weights(served), **places, local_paths=not public)
     return options, served
 
 

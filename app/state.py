@@ -24,6 +24,8 @@ class Options:
     reward: Path | None = None  # a reward's name: a CLIPModel folder, or KIND:PLACE (srpo.rewards.catalogue)
     judge: Path | None = None
     runs: Path = Path("runs")
+    studies: Path = Path("studies")  # their pictures, and their database where `database` names none
+    database: str | None = None  # a postgresql:// URL
     device: str = "cpu"
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine

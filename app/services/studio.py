@@ -18,6 +18,7 @@ from app.services.finetune import FineTune
 from app.services.models import MINIATURE_GUIDANCE, MINIATURE_SIDE, SRPO, Catalogue
 from app.services.pictures import PictureStore
 from app.services.requests import BadInput, Settings
+from app.services.studies import Studies
 from app.state import Options
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Studio:
         self.jobs = Jobs()
         self.pictures = PictureStore()
         self.finetune = FineTune(options, self.device, self.pictures)
+        self.studies = Studies(options)
         self._engine: Engine | None = None
         self._failure: str | None = None
         self._warning: str | None = None

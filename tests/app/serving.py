@@ -37,6 +37,7 @@ def make_options(root: Path) -> Options:
         reward=root / "reward",
         judge=root / "judge",
         runs=root / "runs",
+        studies=root / "studies",
     )
 
 
@@ -50,7 +51,7 @@ def served(
     """
     command = [sys.executable, *program]
     if options is not None:
-        command += [*as_arguments(options), "--runs", str(options.runs)]
+        command += [*as_arguments(options), "--runs", str(options.runs), "--studies", str(options.studies)]
     with log.open("w") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
