@@ -68,6 +68,7 @@ class Watching:
 
     run: str | None = None
     refusal: Refusal | None = None  # until it is overruled
+    awaits_first_point: bool = False  # the run lives and has no update yet
     shown: dict[str, object] = field(default_factory=dict)  # by part of the page
 
     def is_new(self, part: str, value: object) -> bool:

@@ -12,6 +12,9 @@ from app.services.studio import Studio
 from app.tabs import compare, finetune, guide, recoveries, words
 
 TITLE = "SRPO Studio"
+# From look to look into the empty queue. Gradio looks a thousand times a second, which takes a twentieth of a core from
+# whatever runs beside the page.
+QUEUE_LOOKS_S = 0.02
 MASTHEAD = f"""
 <header id="masthead">
   <h1>{TITLE}</h1>
@@ -29,7 +32,7 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         masthead = gr.HTML(MASTHEAD, js_on_load=TO_GUIDE, apply_default_css=False)
         with gr.Tabs() as tabs:
-            with gr.Tab("Compare", id="compare") as comparing:
+            with gr.Tab("Compare", id="compare"):
                 sides = compare.build(studio)
             with gr.Tab("Recoveries", id="recoveries"):
                 recoveries.build(studio)
@@ -37,8 +40,8 @@ def build(studio: Studio) -> gr.Blocks:
                 word_parts = words.build(studio)
             # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
             if studio.options.local_paths:
-                with gr.Tab("Fine-tune", id="finetune") as tuning:
-                    form = finetune.build(studio, tuning, comparing, tabs, sides)
+                with gr.Tab(finetune.LABEL, id="finetune") as tuning:
+                    form = finetune.build(studio, tuning, tabs, sides)
                 words.send_to(word_parts, form, tabs)
             with gr.Tab("Guide", id="guide"):
                 guide.build(studio, tabs)
@@ -46,7 +49,9 @@ def build(studio: Studio) -> gr.Blocks:
             guide.opens("guide"), outputs=tabs, queue=False, show_progress="hidden", api_visibility="private"
         )
     # api_open would let a plain POST pass by the queue.
-    return page.queue(api_open=False, max_size=32, default_concurrency_limit=4)
+    page.queue(api_open=False, max_size=32, default_concurrency_limit=4)
+    page._queue.sleep_when_free = QUEUE_LOOKS_S
+    return page
 
 
 def launch_options(studio: Studio) -> dict[str, Any]:

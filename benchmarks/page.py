@@ -100,6 +100,7 @@ def _page(browser: Any, address: str) -> Iterator[None]:
         page.goto(address)
         page.get_by_role("tab", name="Fine-tune").click()
         page.wait_for_selector('.run-head[data-status="running"]')
+        page.locator("#curves").scroll_into_view_if_needed()
         page.wait_for_selector('#curves .curves:not([data-drawn="0"])')
         time.sleep(1)
         yield

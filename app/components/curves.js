@@ -1,7 +1,12 @@
 // Draws charts (see app/curves.py) with Plotly, which is fetched from this app when there is something to draw. What
 // belongs to the viewer alone stays here: zoom, scale, smoothing. All text goes in as textContent or through `plain`.
+// A chart that nobody sees is drawn when it comes into sight: what the page draws is taken from the run that it watches.
 const $ = (selector) => element.querySelector(selector);
 const view = { log: false, smoothing: 0, value: null };
+const inSight = new Set(); // figures
+let due = new Map(); // how each figure is brought up to date, for those that are not
+const drawnAs = new WeakMap(); // the drawing that a plot shows; one that is out of sight keeps an older one
+let drawing = 0;
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // Plotly reads some tags in its texts
 
 function library() {
@@ -86,6 +91,7 @@ function figure(chart) {
     place.firstChild.append(document.createElement("b"), document.createElement("small"));
     place.lastChild.className = "plot";
     place.lastChild.setAttribute("role", "img");
+    sight.observe(place);
   }
   place.classList.toggle("small", chart.small);
   place.querySelector("b").textContent = chart.title;
@@ -111,7 +117,11 @@ async function draw() {
   if (figures.length !== shown.length || figures.some((place, index) => place !== shown[index])) {
     const gone = shown.filter((place) => !figures.includes(place));
     $(".charts").replaceChildren(...figures);
-    for (const place of gone) window.Plotly && window.Plotly.purge(place.lastChild);
+    for (const place of gone) {
+      sight.unobserve(place);
+      inSight.delete(place);
+      window.Plotly && window.Plotly.purge(place.lastChild);
+    }
   }
   if (!figures.length) return;
   let Plotly;
@@ -131,15 +141,31 @@ async function draw() {
   };
   const config = { displaylogo: false, responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"] };
-  for (const [index, chart] of value.charts.entries()) {
+  const points = String(Math.max(0, ...value.charts.flatMap((chart) => chart.lines.map((line) => line.y.length))));
+  due = new Map(value.charts.map((chart, index) => [figures[index], async () => {
     const plot = figures[index].lastChild;
     await Plotly.react(plot, traces(chart, colours), layout(chart, colours, value.run), config);
-    if (plot.dataset.tells) continue;
+    $(".curves").dataset.drawn = points;
+    if (plot.dataset.tells) return;
     plot.dataset.tells = "yes";
     for (const kind of ["hover", "click", "unhover"]) plot.on("plotly_" + kind, (event) => tell(kind, event));
-  }
-  $(".curves").dataset.drawn = String(Math.max(0, ...value.charts.flatMap((chart) => chart.lines.map((line) => line.y.length))));
+  }]));
+  for (const place of figures) if (inSight.has(place)) await bringUpToDate(place);
 }
+
+async function bringUpToDate(place) {
+  const work = due.get(place);
+  due.delete(place);
+  if (work) await work();
+}
+
+const sight = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes) {
+    inSight[isIntersecting ? "add" : "delete"](target);
+    if (isIntersecting) bringUpToDate(target);
+  }
+}, { rootMargin: "200px" });
+window.addEventListener("beforeprint", () => [...due.keys()].forEach(bringUpToDate));
 
 function receive() {
   if (!props.value || !props.value.charts) return;

@@ -25,7 +25,7 @@ from app.services.device import StopFlag, Stopped, wait_for_device
 from app.services.metadata import comparison_texts
 from app.services.models import BASE, SRPO, is_full_size
 from app.services.pictures import data_uri, file_stem
-from app.services.requests import MAX_WORD_CHARACTERS, BadInput, CompareRequest, between, parse
+from app.services.requests import MAX_WORD_CHARACTERS, BadInput, CompareRequest, Settings, between, parse
 from app.services.studio import Studio
 from app.services.training_requests import TrainRequest
 from app.state import MAX_SEED
@@ -41,6 +41,7 @@ MAX_SIDE = 512  # pixels: a guide answers quickly, whatever the model was traine
 NUM_PICTURES = 6  # of step 1
 NUM_PAIRS = 3  # of step 6
 NUM_SAMPLES = 4  # pictures that step 5 paints again and again
+STEPS = Settings.model_fields["steps"].default  # of every picture of the guide
 NUM_UPDATES, LOOK_EVERY = 10, 2
 PROMPTS_PER_UPDATE, FASTER = 4, 2  # of step 5: fewer prompts than a preset takes, at so many times its rate
 MAX_SIGMA = 0.99  # a recovery divides by 1 - sigma
@@ -248,19 +249,24 @@ class Guide:
         asked = parse(LevelRequest, {"sigma": sigma, "d_sigma": d_sigma, "noise": noise})
         with self._at_once() as engine:
             from app.services import guide_work as work
+            from srpo.evaluation.recoveries import Method, column, noisy_columns
+            from srpo.evaluation.recovery_errors import psnr
 
             painted, eps = self._painted(engine, subject), self._noise(engine, subject, asked)
             cond = engine.encode(subject.prompt)
-            found = work.recoveries(engine.base, painted.x0, eps, cond, asked.sigma, asked.d_sigma)
-        one_step, aligned = (work.psnr(image, painted.image) for image in (found.one_step, found.direct_align))
+            methods = Method("noisy"), Method("one-step"), Method("denoise", asked.d_sigma)
+            sigma, base, guidance = asked.sigma, engine.base, subject.request.guidance
+            [(x_t, velocity)] = noisy_columns(base, painted.x0, eps, cond, [sigma], guidance)
+            noisy, predicted, recovered = column(base, x_t, velocity, eps, sigma, methods)
+        one_step, aligned = (psnr(cell.image.cpu(), painted.image).item() for cell in (predicted, recovered))
         level, alt = asked.sigma, _alt(subject.prompt, subject.seed)
         shots = (
             Shot("x₀", "the picture", work.shown(painted.image), alt),
-            Shot("x at σ", f"{level:.0%} noise", work.shown(found.noisy), f"{alt}, at noise level {level:.2f}"),
-            Shot("One step", _decibels(one_step), work.shown(found.one_step), f"{alt}, by one-step prediction"),
-            Shot("Direct-Align", _decibels(aligned), work.shown(found.direct_align), f"{alt}, by Direct-Align"),
+            Shot("x at σ", f"{level:.0%} noise", work.shown(noisy.image), f"{alt}, at noise level {level:.2f}"),
+            Shot("One step", _decibels(one_step), work.shown(predicted.image), f"{alt}, by one-step prediction"),
+            Shot("Direct-Align", _decibels(aligned), work.shown(recovered.image), f"{alt}, by Direct-Align"),
         )
-        factor = found.factor(level)
+        factor = recovered.weight
         bars = (
             Bar("One step: error × σ", f"{level:.2f}", 0, level, 1),
             Bar("Direct-Align: error × d_σ / (1 − σ′)", f"{factor:.2f}", 0, factor, 0),
@@ -268,7 +274,7 @@ class Guide:
         gain = aligned - one_step
         where = "nearer to" if gain >= 0 else "farther from"
         said = f"Direct-Align comes {abs(gain):.1f} dB {where} the picture." if math.isfinite(gain) else ""
-        if found.shortened:
+        if recovered.shortened:
             said = f"{said} Its step was cut short: it cannot pass σ = 0.".strip()
         return Figure("done", rows=(Row(shots),), bars=bars, said=said)
 
@@ -401,7 +407,8 @@ class Guide:
             lr=FASTER * chosen.settings["lr"],
             validate_every=0,
         )
-        return with_settings(preset(chosen.name), [*tune.check(request), f"device={self.studio.options.device}"])
+        more = [f"device={self.studio.options.device}", f"validation.num_steps={STEPS}"]
+        return with_settings(preset(chosen.name), [*tune.check(request), *more])
 
     def _samples(
         self, engine: Engine, folder: Path, subject: Subject, moment: Moment, facts: dict[str, Any]

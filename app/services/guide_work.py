@@ -7,7 +7,6 @@ N images, K words of a side
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,18 +17,16 @@ from torch import Tensor
 from app.services.device import StopFlag
 from app.services.engine import memory_named, to_pil
 from app.services.pictures import data_uri
-from srpo.evaluation.sampling import sample_images
 from srpo.flow.path import interpolate
-from srpo.flow.recovery import one_step_x0, recover_exactly, recover_x0, step_target
+from srpo.flow.recovery import recover_exactly
 from srpo.miniature.judge import Judge
-from srpo.policies.base import Conditioning, Policy
+from srpo.policies.base import Policy
 from srpo.rewards.base import EmbeddingReward
 from srpo.rewards.control_words import ControlWords, srp
 
 if TYPE_CHECKING:
     from srpo.training.config import TrainConfig
 
-GUIDANCE = 3.5  # of the training pass, in the paper and here
 SHOWN_SIDE = 256  # pixels, of the pictures that follow a slider
 
 
@@ -57,44 +54,6 @@ def noised(policy: Policy, x0: Tensor, noise: Tensor, sigma: float) -> Noised:
     x_t = interpolate(x0, noise, sigma)
     again = recover_exactly(x_t, noise, sigma)
     return Noised(policy.decode(noise), policy.decode(x_t), policy.decode(again), float((again - x0).abs().max()))
-
-
-@dataclass(frozen=True)
-class Recoveries:
-    """A noisy picture and the two ways back to a clean one, with what the model's error is multiplied by."""
-
-    noisy: Tensor  # the following (1, 3, H, W) in [0, 1], decoded
-    one_step: Tensor
-    direct_align: Tensor
-    sigma_target: float
-    shortened: bool  # the short step had to be cut
-
-    def factor(self, sigma: float) -> float:
-        """d_sigma / (1 - sigma_target): what Direct-Align multiplies the model's error by, where one step has sigma."""
-        return (sigma - self.sigma_target) / (1 - self.sigma_target)
-
-
-@torch.no_grad()
-def recoveries(
-    policy: Policy, x0: Tensor, noise: Tensor, cond: Conditioning, sigma: float, d_sigma: float
-) -> Recoveries:
-    """Equations 2 and 5 from one evaluation of the model at `sigma`; the denoise branch of Direct-Align."""
-    x_t = interpolate(x0, noise, sigma)
-    velocity = policy.velocity(x_t, sigma, cond, GUIDANCE)
-    target = step_target(sigma, d_sigma, "denoise")
-    return Recoveries(
-        policy.decode(x_t),
-        policy.decode(one_step_x0(x_t, velocity, sigma)),
-        policy.decode(recover_x0(x_t, velocity, noise, sigma, target.sigma)),
-        target.sigma,
-        target.shortened,
-    )
-
-
-def psnr(image: Tensor, original: Tensor) -> float:
-    """Peak signal to noise ratio of images in [0, 1], in dB; infinite where they are equal."""
-    error = float((image.cpu() - original.cpu()).square().mean())
-    return -10 * math.log10(error) if error else math.inf
 
 
 @dataclass(frozen=True)
@@ -143,8 +102,8 @@ class Moment:
     """A short run after an update; with pictures, where they were due."""
 
     update: int
-    images: Tensor | None = None  # (N, 3, H, W) on the CPU
-    scores: WordScores | None = None
+    images: Tensor | None  # (N, 3, H, W) on the CPU
+    scores: WordScores | None
 
 
 def short_run(
@@ -155,26 +114,14 @@ def short_run(
     Pictures of the prompt come before the first update and after every `look_every`. Raises Stopped before the next
     pass of the transformer once `stop` is set.
     """
-    from srpo.training.assemble import assemble  # more libraries, which no other step needs
+    from srpo.training.preview import preview  # more libraries, which no other step needs
 
     with memory_named("train a copy of the model beside it"):
-        trainer = assemble(config)
-        size = dict(zip(("height", "width"), config.objective.all_sizes[0], strict=True))
-        hook = trainer.policy.transformer.register_forward_pre_hook(lambda *_: stop.check())
-
-        def look(update: int) -> Moment:
-            batch = config.objective.prompts_per_forward or len(seeds)
-            images = sample_images(trainer.policy, [prompt] * len(seeds), seeds, guidance=GUIDANCE, batch=batch, **size)
-            return Moment(update, images, word_scores(trainer.reward, images, prompt, config.signal.words))
-
-        try:
-            yield look(0)
-            for record in trainer.updates():
-                yield Moment(record.update)
-                if record.update % look_every == 0:
-                    yield look(record.update)
-        finally:
-            hook.remove()
+        for moment in preview(config, [prompt] * len(seeds), seeds, stop.check, look_every):
+            scores = None
+            if moment.images is not None:
+                scores = word_scores(moment.reward, moment.images, prompt, config.signal.words)
+            yield Moment(moment.update, moment.images, scores)
 
 
 def shown(image: Tensor) -> str:

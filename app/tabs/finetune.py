@@ -29,6 +29,8 @@ from app.tabs.compare import UNEXPECTED, visitor
 
 log = logging.getLogger(__name__)
 
+LABEL = "Fine-tune"  # of the tab
+FIRST_LOOKS_S, LOOKS_S = 1.0, 2.0  # from look to look: while the first point is awaited, and later
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
 ASKING, GOING_ON = "training", "resume"  # what a page may be at work on, each with a Stop of its own
 FINAL = "final"  # beside the checkpoints
@@ -113,6 +115,16 @@ class Handlers:
             return self.show(watching, shown.name if shown else None)
         return self.show(watching, watching.run)
 
+    def tick(self, watching: Watching) -> tuple:
+        """(LIVE, then the timer): every second until the first point is there, then slower, as a page costs the run."""
+        live = self.look(watching)
+        pace_s = FIRST_LOOKS_S if watching.awaits_first_point else LOOKS_S
+        return *live, gr.Timer(pace_s) if watching.is_new("pace", pace_s) else gr.skip()
+
+    def turned(self, chosen: gr.SelectData) -> Any:
+        """The timer, which stands while another tab is read."""
+        return gr.Timer(active=chosen.value == LABEL)
+
     def choose(self, watching: Watching, chosen: str | None) -> tuple:
         """(note, then LIVE): the run that the visitor has picked."""
         return "", *self.show(watching, chosen or None)
@@ -143,6 +155,7 @@ class Handlers:
         snapshot = self.tune.snapshot(name)
         view, versions = snapshot.view(), snapshot.versions()
         live = NOTHING_NEW
+        watching.awaits_first_point = view.is_live and not view.update
         if watching.is_new("head", head := head_html(view)):
             live = live._replace(head=head)
         if watching.is_new("charts", versions["charts"]):
@@ -158,9 +171,16 @@ class Handlers:
                 stop=gr.update(interactive=view.is_live),
                 resume=gr.update(interactive=view.can_resume),
                 open=gr.update(interactive=view.has_weights or bool(view.checkpoints)),
-                checkpoint=gr.update(choices=choices, value=view.best if view.best in view.checkpoints else None),
-                export_update=gr.update(choices=exported, value=exported[0][1] if exported else None),
+                checkpoint=gr.update(choices=choices),
+                export_update=gr.update(choices=exported),
             )
+            # What a visitor has picked stays picked while the run goes on.
+            best = view.best if view.best in view.checkpoints else None
+            if watching.is_new("best", (name, best)):
+                live = live._replace(checkpoint=gr.update(choices=choices, value=best))
+            offered = FINAL if view.has_weights else best or next(iter(view.checkpoints), None)
+            if watching.is_new("exported", (name, offered)):
+                live = live._replace(export_update=gr.update(choices=exported, value=offered))
         if view.has_settings and watching.is_new("export", name):
             forms = self.tune.export_forms(name)
             live = live._replace(export_form=gr.update(choices=forms, value=forms[0][1]))
@@ -524,10 +544,10 @@ def _said(act: Callable[[], str]) -> str:
         return note_html(str(error), "failed")
 
 
-def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, gr.Dropdown]) -> Form:
+def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, gr.Dropdown]) -> Form:
     """Lays out the tab inside the Blocks that are open, and wires it. Returns the fields of a run to be.
 
-    other, tabs, sides: the Compare tab, both tabs, and the pickers that "Open in Compare" sets.
+    tabs, sides: all tabs, and the pickers that "Open in Compare" sets.
     """
     do = Handlers(studio)
     tune = studio.finetune
@@ -635,7 +655,7 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
         overlaid = curves(studio.plotly, elem_id="overlaid")
         differing = gr.HTML(elem_id="differing", apply_default_css=False)
         beside = grid_table(elem_id="same-samples")
-    timer = gr.Timer(1.0, active=False)
+    timer = gr.Timer(FIRST_LOOKS_S, active=False)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     # As in the Compare tab: only long work goes through the queue, and a button comes back in an event of its own.
@@ -673,10 +693,11 @@ def build(studio: Studio, tab: gr.Tab, other: gr.Tab, tabs: gr.Tabs, sides: tupl
     source.change(do.prompt_fields, source, [file, prompts], **follow)
     gr.on([updates.change, batch.change], do.cost, [updates, batch], start, **follow)
     run.input(do.choose, [watching, run], [bar_note, *live], **follow)
-    timer.tick(do.look, watching, live, queue=False, **quiet)  # one at a time: the next look sees what this one missed
+    # One at a time: the next look sees what this one missed.
+    timer.tick(do.tick, watching, [*live, timer], queue=False, **quiet)
     tab.select(do.look, watching, live, **press)
     tab.select(lambda: gr.Timer(active=True), outputs=timer, **press)
-    other.select(lambda: gr.Timer(active=False), outputs=timer, **press)
+    tabs.select(do.turned, outputs=timer, **press)
     several.focus(do.run_choices, outputs=several, **press)
     page = gr.context.Context.root_block
     page.load(do.open_page, outputs=[preset, *filled], **press)

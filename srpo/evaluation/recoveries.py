@@ -105,13 +105,20 @@ def recover(
         raise ValueError(f"Noise levels must lie between 0 and 1, not at {wrong[0]:g}.")
     for part in _parts(levels, noise):
         for sigma, (x_t, velocity) in zip(part, noisy_columns(policy, x0, noise, cond, part, guidance), strict=True):
-            for method in methods:
-                if (target := method.target(sigma)) is None:
-                    continue
-                recovered = recovered_x0(method, x_t, velocity, noise, sigma, target.sigma)
-                with torch.no_grad():  # not around the yield: a generator may be resumed on another thread
-                    image = policy.decode(recovered)
-                yield Cell(method, sigma, target.sigma, target.shortened, recovered, image)
+            yield from column(policy, x_t, velocity, noise, sigma, methods)
+
+
+def column(
+    policy: Policy, x_t: Tensor, velocity: Tensor, noise: Tensor, sigma: float, methods: Sequence[Method]
+) -> Iterator[Cell]:
+    """Yields the cells of one noise level; without gradient. x_t, velocity and noise (B, C, h, w)."""
+    for method in methods:
+        if (target := method.target(sigma)) is None:
+            continue
+        recovered = recovered_x0(method, x_t, velocity, noise, sigma, target.sigma)
+        with torch.no_grad():  # not around the yield: a generator may be resumed on another thread
+            image = policy.decode(recovered)
+        yield Cell(method, sigma, target.sigma, target.shortened, recovered, image)
 
 
 def recovered_x0(

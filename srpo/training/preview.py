@@ -1,4 +1,4 @@
-"""A short run before a run: the first updates of a training, with pictures of fixed prompts and seeds after each.
+"""A short run before a run: the first updates of a training, with pictures of fixed prompts and seeds on the way.
 
 Nothing is written: the weights are a copy of its own, which is dropped at the end.
 """
@@ -24,26 +24,31 @@ class Moment:
     """The model after an update, or before the first."""
 
     update: int  # 0: before training
-    images: Tensor  # (N, 3, H, W) in [0, 1], on the CPU, one for each prompt and seed
+    images: Tensor | None  # (N, 3, H, W) in [0, 1], on the CPU, one for each prompt and seed; None where none were due
     record: UpdateRecord | None  # None before the first update
     reward: Reward  # the run's own
 
 
 def preview(
-    config: TrainConfig, prompts: Sequence[str], seeds: Sequence[int], look: Callable[[], None] = lambda: None
+    config: TrainConfig,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    look: Callable[[], None] = lambda: None,
+    every: int = 1,
 ) -> Iterator[Moment]:
     """The moments of a run of these settings, the untrained model first, without validation or checkpoint.
 
-    Pictures are painted as `config.validation` says. look: called before every forward pass of the transformer; what
-    it raises ends the run. ValueError where the run could not begin, or where prompts and seeds differ in number;
-    NonFiniteError as for a run.
+    Pictures are painted as `config.validation` says, before the first update and after every so many. look: called
+    before every forward pass of the transformer; what it raises ends the run. ValueError where the run could not begin,
+    or where prompts and seeds differ in number; NonFiniteError as for a run.
     """
     trainer = assemble(config)
     hook = trainer.policy.transformer.register_forward_pre_hook(lambda *_: look())
     try:
         yield Moment(0, _pictures(trainer, prompts, seeds), None, trainer.reward)
         for record in trainer.updates():
-            yield Moment(record.update, _pictures(trainer, prompts, seeds), record, trainer.reward)
+            images = _pictures(trainer, prompts, seeds) if record.update % every == 0 else None
+            yield Moment(record.update, images, record, trainer.reward)
     finally:
         hook.remove()
         faults.free_memory(trainer)

@@ -162,6 +162,29 @@ def test_a_page_is_sent_only_what_it_does_not_show(do, root):
     assert changed(do.look(Watching())) >= {"run", "head", "charts", "film", "stop"}  # another page
 
 
+def test_a_page_looks_less_often_once_the_first_point_is_there(do, root):
+    run, watching = make_run(root, updates=0, status="running"), Watching()
+    pretend_to_run(run, time.time(), 0)
+    assert do.tick(watching)[-1].value == tab.FIRST_LOOKS_S
+    run.append_progress(record(1))
+    run.write_state("running", 1, phase="training", updates=10)
+    assert do.tick(watching)[-1].value == tab.LOOKS_S > tab.FIRST_LOOKS_S
+    assert is_skip(do.tick(watching)[-1])
+
+
+def test_what_is_picked_from_the_checkpoints_stays_picked_while_the_run_goes_on(do, root):
+    run, watching = make_run(root, status="running"), Watching()
+    pretend_to_run(run, time.time(), 3)
+    for update in (2, 3):
+        checkpoint(run, update)
+    live = do.look(watching)
+    assert live.checkpoint["value"] == live.export_update["value"] == 3  # the best one, of those that are there
+    checkpoint(run, 1)
+    live = do.look(watching)
+    assert [value for _, value in live.checkpoint["choices"]] == [1, 2, 3]
+    assert "value" not in live.checkpoint and "value" not in live.export_update
+
+
 def test_a_look_at_a_growing_run_costs_less_than_a_twentieth_of_its_second(do, root):
     """One look a second, each with a new point on a long curve, and what Gradio makes of it for the browser."""
     run, watching = make_run(root, updates=1000), Watching()

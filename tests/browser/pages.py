@@ -52,3 +52,11 @@ def open_panel(page, button, first):
     button.click()
     first.wait_for()
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def show_curves(page, selector):
+    """Brings every chart below `selector` into sight, as nothing else is drawn, and waits until it is."""
+    page.wait_for_selector(f"{selector} figure", state="attached")
+    for figure in page.locator(f"{selector} figure").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".js-plotly-plot").wait_for()

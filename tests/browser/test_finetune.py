@@ -84,8 +84,10 @@ def test_start_watch_stop_resume_and_open_in_compare(open_page, keep):
     page.locator("#curves .log").click()
     gradient = '#curves figure[data-key="gradient"] .plot'
     is_log = "selector => document.querySelector(selector)._fullLayout.yaxis.type === 'log'"
+    page.locator(gradient).scroll_into_view_if_needed()  # what nobody sees is not drawn
     page.wait_for_function(is_log, arg=gradient)
     page.locator("#curves .smooth input").fill("0.6")
+    page.locator(gradient).scroll_into_view_if_needed()
     page.wait_for_function("selector => document.querySelector(selector).data.length > 2", arg=gradient)
     page.locator("#curves .log").click()
     page.wait_for_selector("#film .film-strip img")

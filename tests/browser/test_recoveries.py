@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from srpo.evaluation.sheets import KEY
-from tests.browser.pages import open_tab, pixel_width
+from tests.browser.pages import open_tab, pixel_width, show_curves
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -99,7 +99,7 @@ def test_the_curves_point_at_the_grid(open_page):
     recover(page, noises=2)
     wait_for(page, "done")
     plot = page.locator('#recovery-curves figure[data-key="recovery-psnr"] .plot')
-    page.wait_for_selector("#recovery-curves .js-plotly-plot")
+    show_curves(page, "#recovery-curves")
     assert plot.evaluate("plot => plot.data.map((line) => line.name)")[1] == "One-step prediction"
     assert plot.evaluate("plot => plot.data[1].error_y.array.every((end) => end > 0)")
     assert plot.evaluate(
@@ -241,7 +241,7 @@ def test_all_of_it_can_be_read_on_a_desk_and_on_a_phone(open_page, width, scheme
     open_recoveries(page)
     recover(page)
     wait_for(page, "done")
-    page.wait_for_selector("#recovery-curves .js-plotly-plot")
+    show_curves(page, "#recovery-curves")
     keep(page, f"recoveries-{width}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(FAINT_TEXT) == []
