@@ -249,7 +249,7 @@ def build(studio: Studio) -> None:
             )
             with gr.Row():
                 typed = gr.Textbox(
-                    label="Further levels, or a range",
+                    label="Further levels",
                     placeholder="0.45, 0.4-0.2/3",
                     max_lines=1,
                     min_width=150,
@@ -272,17 +272,10 @@ def build(studio: Studio) -> None:
                 label="Noise that is added",
                 elem_id="recover-noise",
             )
-            with gr.Row():
-                noise_seed = gr.Number(1, label="Noise seed", step=1, min_width=80, elem_id="recover-noise-seed")
-                num_noises = gr.Slider(
-                    1,
-                    MAX_NOISES,
-                    value=DEFAULT_NOISES,
-                    step=1,
-                    label="Noises for the curves",
-                    min_width=170,
-                    elem_id="recover-noises",
-                )
+            noise_seed = gr.Number(1, label="Noise seed", step=1, elem_id="recover-noise-seed")
+            num_noises = gr.Slider(
+                1, MAX_NOISES, value=DEFAULT_NOISES, step=1, label="Noises for the curves", elem_id="recover-noises"
+            )
             shifted = gr.Radio(
                 [("As given", False), ("Shifted, as the sampler’s are", True)],
                 value=False,
