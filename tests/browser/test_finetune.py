@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.app.serving import make_options, served
-from tests.browser.pages import open_panel, open_tab
+from tests.browser.pages import open_panel, open_tab, show_curves
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -285,7 +285,8 @@ def test_export_copy_compare_and_delete(open_page, keep):
     page.locator("#compare-them").click()
     page.wait_for_selector("#differing td")
     assert "updates" in page.locator("#differing").inner_text()
-    page.wait_for_selector('#overlaid figure[data-key="difference"] .main-svg')
+    show_curves(page, "#overlaid")
+    assert page.locator('#overlaid figure[data-key="difference"] .main-svg').count()
     assert page.locator("#same-samples img").count() == 4
     keep(page, "finetune-compared")
 
