@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune, guide, recoveries, words
+from app.tabs import compare, finetune, guide, recoveries, studies, words
 
 TITLE = "SRPO Studio"
 MASTHEAD = f"""
@@ -40,6 +40,8 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab("Fine-tune", id="finetune") as tuning:
                     form = finetune.build(studio, tuning, comparing, tabs, sides)
                 words.send_to(word_parts, form, tabs)
+                with gr.Tab(studies.TITLE, id="studies") as studying:
+                    studies.build(studio, studying, tabs)
             with gr.Tab("Guide", id="guide"):
                 guide.build(studio, tabs)
         masthead.submit(

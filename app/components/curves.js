@@ -4,18 +4,6 @@ const $ = (selector) => element.querySelector(selector);
 const view = { log: false, smoothing: 0, value: null };
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // Plotly reads some tags in its texts
 
-function library() {
-  if (!window.srpoPlotly)
-    window.srpoPlotly = new Promise((done, failed) => {
-      const script = document.createElement("script");
-      script.src = props.plotly;
-      script.onload = () => done(window.Plotly);
-      script.onerror = () => { window.srpoPlotly = null; failed(new Error("plotly.min.js was not served")); };
-      document.head.append(script);
-    });
-  return window.srpoPlotly;
-}
-
 // Exponential moving average without the bias of its first values; gaps stay gaps.
 function smoothed(values) {
   let sum = 0, weight = 0;

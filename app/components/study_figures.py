@@ -1,0 +1,57 @@
+"""The figures of a study's results: those of its report, in the colours of the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.components.curves import script
+from app.components.stage import address_of
+from srpo.studies.analysis import Analysis
+from srpo.studies.report import ACCENT, INK, SOFT, criterion_title, ranking_figure, rating_figure, win_rates
+from srpo.studies.schema import Plan
+
+HERE = Path(__file__).parent
+COLOURS = {INK: "var(--ink)", SOFT: "var(--soft)", ACCENT: "var(--right)"}  # of the report, and of the page
+
+
+def figures_value(plan: Plan, found: Analysis) -> dict[str, Any]:
+    """The figures as the browser reads them: win rates, strengths, shares of levels, as far as the study has them."""
+    figures = []
+    pairs = [pair for pair in found.pairs if pair.category is None]
+    if any(pair.without_ties is not None for pair in pairs):
+        title = "Win rates with 95 % intervals; a prompt is one observation"
+        figures.append(_figure("wins", title, " ".join(pair.sentence for pair in pairs), win_rates(plan, pairs)))
+    for ranking in found.rankings:
+        title = f"Bradley-Terry strengths: {criterion_title(plan, ranking.criterion)}"
+        order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)
+        figure = ranking_figure(plan, ranking)
+        figures.append(_figure(f"rank-{ranking.criterion}", title, f"The strongest first: {order}", figure))
+    if found.ratings:
+        says = "Shares of Excellent, Good, Pass and Fail for each model; the table below has the numbers."
+        figures.append(_figure("ratings", "Shares of the levels", says, rating_figure(plan, found.ratings)))
+    return {"figures": figures}
+
+
+def _figure(key: str, title: str, says: str, figure: Any) -> dict[str, Any]:
+    text = figure.to_json()
+    for of_report, of_page in COLOURS.items():
+        text = text.replace(of_report, of_page)
+    drawn = json.loads(text)
+    drawn["layout"].pop("template", None)
+    return {"key": key, "title": title, "says": says, "data": drawn["data"], "layout": drawn["layout"]}
+
+
+def study_figures(plotly: Path, **kwargs: Any) -> gr.HTML:
+    """The component; its value is `figures_value(...)`, or {} for none; `plotly` the served file plotly.min.js."""
+    return gr.HTML(
+        {},
+        html_template=(HERE / "study_figures.html").read_text(encoding="utf-8"),
+        js_on_load=script("study_figures.js"),
+        apply_default_css=False,
+        plotly=address_of(plotly),
+        **kwargs,
+    )
