@@ -15,11 +15,13 @@ function place(figure) {
   if (!node) {
     node = document.createElement("figure");
     node.dataset.key = figure.key;
-    for (const tag of ["figcaption", "div"]) node.append(document.createElement(tag));
-    node.lastChild.setAttribute("role", "img");
+    for (const tag of ["figcaption", "div", "small"]) node.append(document.createElement(tag));
+    node.children[1].setAttribute("role", "img");
   }
-  node.firstChild.textContent = figure.title;
-  node.lastChild.setAttribute("aria-label", figure.says);
+  const [caption, plot, axis] = node.children;
+  caption.textContent = figure.title;
+  plot.setAttribute("aria-label", figure.says);
+  axis.textContent = figure.axis;
   return node;
 }
 
@@ -29,7 +31,7 @@ async function draw() {
   const figures = (props.value || {}).figures || [];
   const nodes = figures.map(place);
   for (const gone of [...$("div").children].filter((node) => !nodes.includes(node)))
-    if (window.Plotly) window.Plotly.purge(gone.lastChild);
+    if (window.Plotly) window.Plotly.purge(gone.children[1]);
   $("div").replaceChildren(...nodes);
   $(".study-figures").dataset.drawn = "0";
   if (!figures.length || !element.offsetWidth) return;
@@ -49,8 +51,8 @@ async function draw() {
     const layout = { ...figure.layout, paper_bgcolor: "transparent", plot_bgcolor: "transparent", autosize: true,
       font: { family: style.fontFamily, size: 12, color: "var(--ink)" },
       hoverlabel: { bgcolor: "var(--paper)", bordercolor: "var(--line)", font: { color: "var(--ink)" } },
-      xaxis: { ...figure.layout.xaxis, ...axis }, yaxis: { ...figure.layout.yaxis, ...axis } };
-    await Plotly.react(nodes[index].lastChild, coloured(figure.data, style), coloured(layout, style),
+      xaxis: { ...figure.layout.xaxis, ...axis }, yaxis: { ...figure.layout.yaxis, ...axis, zeroline: false } };
+    await Plotly.react(nodes[index].children[1], coloured(figure.data, style), coloured(layout, style),
       { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   }
   $(".study-figures").dataset.drawn = String(figures.length);

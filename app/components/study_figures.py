@@ -11,7 +11,16 @@ import gradio as gr
 from app.components.curves import script
 from app.components.stage import address_of
 from srpo.studies.analysis import Analysis
-from srpo.studies.report import ACCENT, INK, SOFT, criterion_title, ranking_figure, rating_figure, win_rates
+from srpo.studies.report import (
+    ACCENT,
+    INK,
+    SOFT,
+    criterion_title,
+    ranking_figure,
+    rating_figure,
+    win_rate_axis,
+    win_rates,
+)
 from srpo.studies.schema import Plan
 
 HERE = Path(__file__).parent
@@ -24,25 +33,29 @@ def figures_value(plan: Plan, found: Analysis) -> dict[str, Any]:
     pairs = [pair for pair in found.pairs if pair.category is None]
     if any(pair.without_ties is not None for pair in pairs):
         title = "Win rates with 95 % intervals; a prompt is one observation"
-        figures.append(_figure("wins", title, " ".join(pair.sentence for pair in pairs), win_rates(plan, pairs)))
+        says = " ".join(pair.sentence for pair in pairs)
+        figures.append(_figure("wins", title, says, win_rate_axis(plan, pairs), win_rates(plan, pairs)))
     for ranking in found.rankings:
         title = f"Bradley-Terry strengths: {criterion_title(plan, ranking.criterion)}"
         order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)
-        figure = ranking_figure(plan, ranking)
-        figures.append(_figure(f"rank-{ranking.criterion}", title, f"The strongest first: {order}", figure))
+        says, axis = f"The strongest first: {order}", "strength in logits, their mean is 0"
+        figures.append(_figure(f"rank-{ranking.criterion}", title, says, axis, ranking_figure(plan, ranking)))
     if found.ratings:
         says = "Shares of Excellent, Good, Pass and Fail for each model; the table below has the numbers."
-        figures.append(_figure("ratings", "Shares of the levels", says, rating_figure(plan, found.ratings)))
+        figures.append(
+            _figure("ratings", "Shares of the levels", says, "share of ratings", rating_figure(plan, found.ratings))
+        )
     return {"figures": figures}
 
 
-def _figure(key: str, title: str, says: str, figure: Any) -> dict[str, Any]:
+def _figure(key: str, title: str, says: str, axis: str, figure: Any) -> dict[str, Any]:
     text = figure.to_json()
     for of_report, of_page in COLOURS.items():
         text = text.replace(of_report, of_page)
     drawn = json.loads(text)
     drawn["layout"].pop("template", None)
-    return {"key": key, "title": title, "says": says, "data": drawn["data"], "layout": drawn["layout"]}
+    drawn["layout"]["xaxis"].pop("title", None)  # as text below the figure, where a narrow screen breaks its lines
+    return {"key": key, "title": title, "says": says, "axis": axis, "data": drawn["data"], "layout": drawn["layout"]}
 
 
 def study_figures(plotly: Path, **kwargs: Any) -> gr.HTML:

@@ -28,6 +28,11 @@ def head_value(study: Study, steps: Mapping[str, bool], is_in: str, shown: str) 
     }
 
 
+def new_value() -> dict[str, Any]:
+    """The head of a study that is not saved yet."""
+    return {"title": "New study", "about": "Nothing is stored before its plan is saved.", "steps": []}
+
+
 def study_head(**kwargs: Any) -> gr.HTML:
     """The component; its value is `head_value(...)`, or {} for none. A press on a step fires `select` with its name."""
     return gr.HTML(

@@ -9,7 +9,8 @@ from app.services.study_power import Power
 from app.services.study_quick import Tally
 from app.services.study_view import Live, Seat
 from srpo.studies.analysis import Analysis, Results
-from srpo.studies.criteria import STANDARD
+from srpo.studies.criteria import LEVELS, OVERALL, STANDARD
+from srpo.studies.estimates import Estimate
 from srpo.studies.report import (
     criterion_title,
     design_html,
@@ -118,10 +119,11 @@ def story_html(study: Study, found: Results, *, filtered: bool) -> str:
     outcomes = "".join(f'<p class="outcome">{html.escape(line)}</p>' for line in told or _ratings_said(plan, shown))
     lacking = f" {shown.votes_lacking:,} more votes would complete the plan." if shown.votes_lacking else ""
     flags = "".join(f'<p class="banner">{html.escape(flag.sentence)}</p>' for flag in shown.health.flags)
-    flags = flags or '<p class="fine">No check of the votes found anything unusual.</p>'
+    health = " ".join([_health_said(plan, shown), *["No check found anything unusual."] * (not flags)])
     return (
         f'<div class="study-story">{outcomes}<p>{html.escape(counted + lacking)}</p>'
-        f"{_list(_fragile(plan, shown))}{flags}<p>{html.escape(_filters_said(found))}</p>{_reveal(plan)}</div>"
+        f"{_list(_fragile(plan, shown))}<p>{html.escape(health)}</p>{flags}"
+        f"<p>{html.escape(_filters_said(found))}</p>{_reveal(plan)}</div>"
     )
 
 
@@ -147,10 +149,15 @@ def tables_html(study: Study, found: Results, *, filtered: bool) -> str:
 
 def _ratings_said(plan: Plan, shown: Analysis) -> list[str]:
     """One sentence for each model of a rating study, on the derived Overall."""
+
+    def gain(estimate: Estimate | None) -> str:
+        return "" if estimate is None else f", {interval(estimate)} more than {plan.models[0].label} by prompt"
+
     return [
-        f"{plan.label(result.model)}: {interval(result.shares['Excellent'])} Excellent overall."
+        f"{plan.label(result.model)}: {interval(result.shares[LEVELS[0]])} {LEVELS[0]} overall"
+        f"{gain(result.excellent_gain)}."
         for result in shown.ratings
-        if result.criterion == "overall"
+        if result.criterion == OVERALL
     ] or ["No votes were given, so there is nothing to say."]
 
 
@@ -162,12 +169,28 @@ def _fragile(plan: Plan, shown: Analysis) -> list[str]:
             continue
         winner = plan.label(pair.first if pair.outcome == "first" else pair.second)
         doubt = pair.fragility.to_doubt
-        few = f"{doubt:,} of its votes fewer would put it in doubt, " if doubt is not None else ""
+        few = f"without {doubt:,} of these votes it would be in doubt, " if doubt is not None else ""
         said.append(
-            f"{criterion_title(plan, pair.criterion)}: {winner} leads; {few}{pair.fragility.to_flip:,} fewer would "
-            "put the other one first."
+            f"{criterion_title(plan, pair.criterion)}: {winner} leads; {few}without {pair.fragility.to_flip:,} the "
+            "other one would lead."
         )
     return said
+
+
+def _health_said(plan: Plan, shown: Analysis) -> str:
+    """The health of the votes in a line or two."""
+    health = shown.health
+    alphas = [f"{criterion_title(plan, key)} {value:.2f}" for key, value in health.alpha.items() if value is not None]
+    said = [f"agreement of the raters (Krippendorff’s alpha) {', '.join(alphas)}"] * bool(alphas)
+    if health.left is not None:
+        said.append(f"the left side won {interval(health.left)} of the decided votes")
+    if health.repeats:
+        said.append(f"{_of(health.repeats_same, health.repeats)} repeats were answered the same")
+    if health.gold:
+        said.append(f"{_of(health.gold_right, health.gold)} gold pairs rightly")
+    if health.median_dwell_s is not None:
+        said.append(f"a look took {health.median_dwell_s:.1f} s in the middle")
+    return f"Health of the votes: {'; '.join(said)}." if said else ""
 
 
 def _filters_said(found: Results) -> str:

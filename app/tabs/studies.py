@@ -17,7 +17,7 @@ from app.components.grid_table import grid_table, strip_value
 from app.components.note import note_html
 from app.components.stage import error_value
 from app.components.study_figures import figures_value, study_figures
-from app.components.study_head import head_value, study_head
+from app.components.study_head import head_value, new_value, study_head
 from app.components.study_link import link_value, study_link
 from app.components.study_list import list_value, study_list
 from app.components.study_texts import (
@@ -164,7 +164,8 @@ class Handlers:
             list=list_value(rows, looking.study), sure=gr.update(visible=False), timer=gr.Timer(active=False)
         )
         if looking.study is None:
-            return live._replace(head={}, **_visible("form" if looking.is_editing else None))
+            head = new_value() if looking.is_editing else {}
+            return live._replace(head=head, **_visible("form" if looking.is_editing else None))
         study = self.book.study(looking.study)
         steps, is_in = self.book.steps(study), self.book.step_of(study)
         step = looking.step if steps.get(looking.step) else is_in
@@ -523,7 +524,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
                         _how_many_votes(fields, value)
                 with gr.Row(elem_classes="study-go"):
                     save = gr.Button("Save the plan", variant="primary", elem_id="study-save", scale=0, min_width=180)
-                    cancel = gr.Button("Close the form", elem_id="study-cancel", scale=0, min_width=140)
+                    cancel = gr.Button("Close the form", elem_id="study-cancel", scale=0, min_width=170)
                 saved = gr.HTML(elem_id="study-form-note", apply_default_css=False)
             with gr.Column(visible=False, elem_id="study-plan") as plan:
                 edit = gr.Button("Change the plan", elem_id="study-edit", scale=0, min_width=160)

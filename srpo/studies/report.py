@@ -109,9 +109,18 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
             error_x=_bars([(e.value, e.low, e.high) for e in estimates], colour),
         )
     figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1})
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", title="share for the first model")
+    figure.update_xaxes(range=[0, 1], tickformat=".0%", title=escape(win_rate_axis(plan, rows)))
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names)
     return _laid_out(figure, len(rows))
+
+
+def win_rate_axis(plan: Plan, pairs: Sequence[PairResult]) -> str:
+    """What the share in `win_rates` is of, not yet escaped."""
+    models = {(pair.first, pair.second) for pair in pairs}
+    if len(models) != 1:
+        return "share for the one that is named first"
+    first, second = (plan.label(key) for key in next(iter(models)))
+    return f"share for {first}; left of the dotted line {second} wins"
 
 
 def ranking_figure(plan: Plan, ranking: Ranking) -> go.Figure:
