@@ -86,6 +86,7 @@ class Looking:
     step: str | None = None  # of the study; None: the one that it is in
     is_editing: bool = False  # the form is open: for a new study, or for this one's plan
     filtered: bool = False  # results with the declared filters
+    turn: int = 0  # of the latest press: the answer to an older one, coming late, shows nothing
 
 
 @dataclass

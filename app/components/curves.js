@@ -104,7 +104,7 @@ async function draw() {
   if (!figures.length) return;
   let Plotly;
   try {
-    Plotly = await library();
+    Plotly = await library(props.plotly);
   } catch (error) {
     $(".banner").hidden = false;
     $(".banner").textContent = "The curves cannot be drawn, as the page got no plotly.min.js: reload it.";

@@ -37,7 +37,7 @@ async function draw() {
   if (!figures.length || !element.offsetWidth) return;
   let Plotly;
   try {
-    Plotly = await library();
+    Plotly = await library(props.value.plotly);
   } catch (error) {
     $(".banner").hidden = false;
     $(".banner").textContent = "The figures cannot be drawn, as the page got no plotly.min.js: reload it.";

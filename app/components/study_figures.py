@@ -27,8 +27,12 @@ HERE = Path(__file__).parent
 COLOURS = {INK: "var(--ink)", SOFT: "var(--soft)", ACCENT: "var(--right)"}  # of the report, and of the page
 
 
-def figures_value(plan: Plan, found: Analysis) -> dict[str, Any]:
-    """The figures as the browser reads them: win rates, strengths, shares of levels, as far as the study has them."""
+def figures_value(plan: Plan, found: Analysis, plotly: Path) -> dict[str, Any]:
+    """The figures as the browser reads them: win rates, strengths, shares of levels, as far as the study has them.
+
+    plotly: the served file plotly.min.js. It goes with the value, as a component that is hidden and shown again has
+    lost every other property.
+    """
     figures = []
     pairs = [pair for pair in found.pairs if pair.category is None]
     if any(pair.without_ties is not None for pair in pairs):
@@ -45,7 +49,7 @@ def figures_value(plan: Plan, found: Analysis) -> dict[str, Any]:
         figures.append(
             _figure("ratings", "Shares of the levels", says, "share of ratings", rating_figure(plan, found.ratings))
         )
-    return {"figures": figures}
+    return {"figures": figures, "plotly": address_of(plotly)}
 
 
 def _figure(key: str, title: str, says: str, axis: str, figure: Any) -> dict[str, Any]:
@@ -58,13 +62,12 @@ def _figure(key: str, title: str, says: str, axis: str, figure: Any) -> dict[str
     return {"key": key, "title": title, "says": says, "axis": axis, "data": drawn["data"], "layout": drawn["layout"]}
 
 
-def study_figures(plotly: Path, **kwargs: Any) -> gr.HTML:
-    """The component; its value is `figures_value(...)`, or {} for none; `plotly` the served file plotly.min.js."""
+def study_figures(**kwargs: Any) -> gr.HTML:
+    """The component; its value is `figures_value(...)`, or {} for none."""
     return gr.HTML(
         {},
         html_template=(HERE / "study_figures.html").read_text(encoding="utf-8"),
         js_on_load=script("study_figures.js"),
         apply_default_css=False,
-        plotly=address_of(plotly),
         **kwargs,
     )

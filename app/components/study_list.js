@@ -24,7 +24,8 @@ function line(row, selected) {
 }
 
 function receive() {
-  const { rows = [], selected = null } = props.value || {};
+  const { rows, selected } = props.value || {};
+  if (!rows) return;
   $(".none").hidden = rows.length > 0;
   const held = element.contains(document.activeElement) ? document.activeElement.dataset.study : null;
   $("ul").replaceChildren(...rows.map((row) => line(row, selected)));

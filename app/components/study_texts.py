@@ -83,7 +83,7 @@ def voting_html(study: Study, live: Live) -> str:
         ),
         (_of(live.gold_right, live.gold), "gold answered rightly"),
         (_of(live.repeats_same, live.repeats), "repeats answered the same"),
-        ("–" if live.median_dwell_s is None else f"{live.median_dwell_s:.1f} s", "for a look, in the middle"),
+        ("–" if live.median_dwell_s is None else f"{live.median_dwell_s:.1f} s", "for a look (median)"),
     ]
     tiles = "".join(f"<li><b>{value}</b><span>{html.escape(what)}</span></li>" for value, what in numbers)
     flags = "".join(f'<p class="banner">{html.escape(flag)}</p>' for flag in live.flags)
@@ -106,6 +106,15 @@ def seats_html(seats: Sequence[Seat]) -> str:
     return (
         '<p class="hint">A code is a key: whoever has it votes as that rater. Give it back to one who has lost it.</p>'
         + _table(("Rater", "Code", "Answered"), rows)
+    )
+
+
+def opening_html(study: Study) -> str:
+    """What opening the study will do."""
+    return (
+        '<div class="study-live"><p>All pictures are there. Opening freezes the plan and its pictures under the hash '
+        f"<code>{study.sha256[:12]}</code>; from then on raters can join by a link, and a changed plan becomes a new "
+        "version.</p></div>"
     )
 
 
@@ -189,7 +198,7 @@ def _health_said(plan: Plan, shown: Analysis) -> str:
     if health.gold:
         said.append(f"{_of(health.gold_right, health.gold)} gold pairs rightly")
     if health.median_dwell_s is not None:
-        said.append(f"a look took {health.median_dwell_s:.1f} s in the middle")
+        said.append(f"a look took {health.median_dwell_s:.1f} s (median)")
     return f"Health of the votes: {'; '.join(said)}." if said else ""
 
 

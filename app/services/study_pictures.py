@@ -193,18 +193,9 @@ def _bring(studio: Studio, study: Study, sources: Sources, view: Grid, stop: Sto
         left_s = (now_s - began_s) * (said.total - said.done) / max(said.done - before, 1)
         view = replace(view, message=said.text, share_done=said.done / said.total, left_s=left_s)
         if now_s - shown_at_s > 0.5:  # a thumbnail takes longer than the picture
-            shown_at_s, view = now_s, replace(view, rows=_whole_rows(studio, study, thumbs))
+            shown_at_s, view = now_s, replace(view, rows=_rows(studio, study, stock(studio, study), thumbs))
         yield view
-    view = replace(view, rows=_whole_rows(studio, study, thumbs))
-    whole = stock(studio, study)
-    yield replace(view, phase="done", message=_said(whole), share_done=_share(whole), left_s=None)
-
-
-def _whole_rows(studio: Studio, study: Study, thumbs: Path) -> tuple[GridRow, ...]:
-    """The scenes of which anything is there."""
-    there = stock(studio, study).there
-    scenes = list(dict.fromkeys((shown.prompt, shown.seed) for shown in pictures_of(study.plan) if shown in there))
-    return tuple(_row(studio, study, scene, thumbs) for scene in scenes[:SHOWN_ROWS])
+    yield strip(studio, study)
 
 
 # Both

@@ -86,7 +86,7 @@ def _trials(plan: Plan) -> str:
     more = [f"{plan.num_repeats} repeats"] * bool(plan.num_repeats) + [f"{plan.num_gold} gold"] * bool(plan.num_gold)
     of = f" ({' + '.join([str(plan.num_main), *more])})" if more else ""
     return (
-        f"A rater sees {plan.num_trials:,}{of}, about {minutes} minutes; it takes "
+        f"A rater sees {plan.num_trials:,}{of}, about {_count(minutes, 'minute')}; it takes "
         f"{_count(raters_needed(plan), 'rater')}."
     )
 

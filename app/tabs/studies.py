@@ -21,6 +21,7 @@ from app.components.study_head import head_value, new_value, study_head
 from app.components.study_link import link_value, study_link
 from app.components.study_list import list_value, study_list
 from app.components.study_texts import (
+    opening_html,
     plan_html,
     power_html,
     quick_html,
@@ -75,7 +76,7 @@ PLAIN_FIELDS = ("title", "instructions", "source", "models", "take", *FIELDS[FIE
 FILES = ("prompt_file", "table", *(f"files_{place}" for place in PLACES))
 PICTURES_HINT = (
     "All models paint each prompt and seed from the same noise. Every finished picture is kept: whatever ends the "
-    "work, it goes on where it was."
+    "work, a closed page or a restart too, it goes on where it was."
 )
 BRING_HINT = (
     "One folder for each model, or uploaded files; pictures of one name belong together. What they show says a "
@@ -194,7 +195,7 @@ class Handlers:
             open=gr.update(visible=study.state == "preparing"),
             end=gr.update(visible=is_open),
             link=link_value(study.id) if is_open else {},
-            live=voting_html(study, self.book.live(study)) if study.state != "preparing" else "",
+            live=opening_html(study) if study.state == "preparing" else voting_html(study, self.book.live(study)),
             seats=seats_html(self.book.seats(study)),
             timer=gr.Timer(active=is_open),
         )
@@ -217,18 +218,21 @@ class Handlers:
         shown = found.filtered if looking.filtered else found.everything
         return live._replace(
             story=story_html(study, found, filtered=looking.filtered),
-            figures=figures_value(study.plan, shown),
+            figures=figures_value(study.plan, shown, self.studio.plotly),
             tables=tables_html(study, found, filtered=looking.filtered),
         )
 
     def tick(self, looking: Looking) -> tuple:
         """(note, then PANES): what has changed of an open study since the last look."""
+        turn = looking.turn
         try:
             study = self.book.study(looking.study)
             if study.state != "open":  # ended elsewhere
-                return "", *self.show(looking)
-            live = voting_html(study, self.book.live(study))
-            return gr.skip(), *NOTHING_NEW._replace(live=live, seats=seats_html(self.book.seats(study)))
+                return self._said(looking, lambda: "")
+            live = voting_html(study, self.book.live(study)), seats_html(self.book.seats(study))
+            if looking.turn != turn:
+                return gr.skip(), *NOTHING_NEW
+            return gr.skip(), *NOTHING_NEW._replace(live=live[0], seats=live[1])
         except ValueError as error:
             return note_html(str(error), "failed"), *NOTHING_NEW._replace(timer=gr.Timer(active=False))
 
@@ -279,6 +283,7 @@ class Handlers:
                 except StopIteration as end:
                     study = end.value
             looking.study, looking.step, looking.is_editing = study.id, None, False
+            looking.turn += 1
             new = f"Saved as version {study.version}: a study of its own" if before not in (None, study.id) else "Saved"
             yield note_html(f"{new}. Its pictures come next.", "ready"), *self.show(looking)
         except Stopped:
@@ -469,11 +474,14 @@ class Handlers:
 
     def _said(self, looking: Looking, act: Callable[[], str], *, phase: str = "ready", chooses: bool = False) -> tuple:
         """(note, then PANES) after what `act` does; what it refuses is said, and the page stays as it is."""
+        looking.turn = turn = looking.turn + 1
         try:
             said = act()
             panes = self.show(looking, chooses=chooses)
         except ValueError as error:
             return note_html(str(error), "failed"), *NOTHING_NEW
+        if looking.turn != turn:  # the visitor went on meanwhile: that answer shows where
+            return gr.skip(), *NOTHING_NEW
         return note_html(said, phase) if said else "", *panes
 
 
@@ -557,7 +565,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
                     elem_id="study-filtered",
                 )
                 story = gr.HTML(elem_id="study-story", apply_default_css=False)
-                figures = study_figures(studio.plotly, elem_id="study-figures")
+                figures = study_figures(elem_id="study-figures")
                 tables = gr.HTML(elem_id="study-tables", apply_default_css=False)
                 with gr.Row(elem_classes="study-go"):
                     export = gr.Button("Export", elem_id="study-export", scale=0, min_width=110)

@@ -94,7 +94,8 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
     import plotly.graph_objects as go
 
     rows = [pair for pair in pairs if pair.without_ties is not None]
-    names = [_pair_label(plan, pair, several=len(plan.criteria) > 1) for pair in rows]
+    several = len({pair.criterion for pair in rows}) > 1
+    names = [_pair_label(plan, pair, several=several) for pair in rows]
     figure = go.Figure()
     for title, colour, symbol, apart, estimates in (
         ("without ties", ACCENT, "circle", -0.14, [pair.without_ties for pair in rows]),
@@ -144,8 +145,10 @@ def rating_figure(plan: Plan, ratings: Sequence[RatingResult]) -> go.Figure:
     """Stacked shares of the levels, one row for each model on each criterion, as the paper shows them."""
     import plotly.graph_objects as go
 
+    several = len({result.criterion for result in ratings}) > 1
     names = [
-        f"{_label(criterion_title(plan, result.criterion))} · {_label(plan.label(result.model))}" for result in ratings
+        (f"{_label(criterion_title(plan, result.criterion))} · " if several else "") + _label(plan.label(result.model))
+        for result in ratings
     ]
     figure = go.Figure()
     for level, colour in zip(LEVELS, LEVEL_COLOURS, strict=True):

@@ -13,7 +13,7 @@ import pytest
 from app.services.study_view import HIDDEN_FLAG, TELLING, blind_flags
 from app.state import Looking
 from app.tabs.studies import FIELDS, Handlers, Panes
-from srpo.studies.criteria import PAPER, STANDARD
+from srpo.studies.criteria import PAPER, STANDARD, WHOLE
 from srpo.studies.health import Flag
 from srpo.studies.report import summary_lines
 from srpo.studies.schedule import pictures as pictures_of
@@ -92,7 +92,7 @@ def test_the_whole_way_of_a_study(do, request_of, tmp_path):  # noqa: F811
     found = do.book.results(study)
     for line in summary_lines(study.plan, found.everything)[1:]:
         assert line in panes.story
-    assert [figure["key"] for figure in panes.figures["figures"]] == ["wins"]
+    assert [figure["key"] for figure in panes.figures["figures"]] == ["wins-overall"]
 
     note, files, report = do.export(looking)
     assert "The export is ready" in note
@@ -257,7 +257,9 @@ def test_results_of_every_kind_are_shown_and_texts_are_only_text(do, name, which
     panes = panes_of(do.choose_votes(looking, which))
     assert visible(panes) == ["results"]
     keys = [figure["key"] for figure in panes.figures["figures"]]
-    assert keys == {"three": ["wins", "rank-overall"], "rating": ["ratings"]}.get(name, ["wins"])
+    rated = [f"ratings-{criterion.key}" for criterion in (*PAPER, WHOLE)]
+    expected = {"three": ["wins-overall", "rank-overall"], "rating": rated, "pairs": ["wins-alignment"]}
+    assert keys == expected.get(name, ["wins-overall"])
     assert not tags_of(panes.story, panes.tables) & {"script", "img", "onerror"}
     for figure in panes.figures["figures"]:  # Plotly reads some HTML in these; the rest is put in as text
         assert "<script>" not in json.dumps([figure["data"], figure["layout"]])

@@ -30,7 +30,7 @@ def store(options):
 
 def open_studies(page):
     open_tab(page, "Studies")
-    page.wait_for_function("document.querySelector('.study-list button, .study-list .none:not([hidden])')")
+    page.wait_for_selector(".study-list button, .study-list .none:not([hidden])")
 
 
 def set_number(page, field, value):
@@ -230,7 +230,7 @@ def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, store, 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(FAINT_TEXT) == []
 
-    for study, name, figures in zip(studies, ("pairs", "ratings"), (3, 1), strict=True):
+    for study, name, figures in zip(studies, ("pairs", "ratings"), (4, 5), strict=True):
         page.locator(f'.study-list [data-study="{study.id}"]').click()
         page.wait_for_selector(f'#study-figures .study-figures[data-drawn="{figures}"]')
         for summary in page.locator("#study-tables summary").all():
