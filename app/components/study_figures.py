@@ -34,22 +34,32 @@ def figures_value(plan: Plan, found: Analysis, plotly: Path) -> dict[str, Any]:
     lost every other property.
     """
     figures = []
-    pairs = [pair for pair in found.pairs if pair.category is None]
-    if any(pair.without_ties is not None for pair in pairs):
-        title = "Win rates with 95 % intervals; a prompt is one observation"
-        says = " ".join(pair.sentence for pair in pairs)
-        figures.append(_figure("wins", title, says, win_rate_axis(plan, pairs), win_rates(plan, pairs)))
+    everything = [pair for pair in found.pairs if pair.category is None and pair.without_ties is not None]
+    for criteria in _together(plan):
+        if pairs := [pair for pair in everything if pair.criterion in criteria]:
+            of = f": {criterion_title(plan, criteria[0])}" if len(criteria) < len(plan.criteria) else ""
+            title = f"Win rates{of} (95 % intervals; a prompt is one observation)"
+            says = " ".join(pair.sentence for pair in pairs)
+            axis = win_rate_axis(plan, pairs)
+            figures.append(_figure(f"wins-{criteria[0]}", title, says, axis, win_rates(plan, pairs)))
     for ranking in found.rankings:
         title = f"Bradley-Terry strengths: {criterion_title(plan, ranking.criterion)}"
         order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)
         says, axis = f"The strongest first: {order}", "strength in logits, their mean is 0"
         figures.append(_figure(f"rank-{ranking.criterion}", title, says, axis, ranking_figure(plan, ranking)))
-    if found.ratings:
+    for criterion in dict.fromkeys(result.criterion for result in found.ratings):
+        ratings = [result for result in found.ratings if result.criterion == criterion]
+        title = f"Shares of the levels: {criterion_title(plan, criterion)}"
         says = "Shares of Excellent, Good, Pass and Fail for each model; the table below has the numbers."
-        figures.append(
-            _figure("ratings", "Shares of the levels", says, "share of ratings", rating_figure(plan, found.ratings))
-        )
+        axis = "share of ratings"
+        figures.append(_figure(f"ratings-{criterion}", title, says, axis, rating_figure(plan, ratings)))
     return {"figures": figures, "plotly": address_of(plotly)}
+
+
+def _together(plan: Plan) -> list[list[str]]:
+    """The criteria whose win rates share a figure: all where there is one pair of models, else each has its own."""
+    keys = [criterion.key for criterion in plan.criteria]
+    return [keys] if len(plan.models) == 2 else [[key] for key in keys]
 
 
 def _figure(key: str, title: str, says: str, axis: str, figure: Any) -> dict[str, Any]:

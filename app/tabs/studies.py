@@ -376,6 +376,7 @@ class Handlers:
     def _pictures_work(self, request: gr.Request, looking: Looking, work: Callable[..., Iterator]) -> Iterator[tuple]:
         try:
             identity = self.book.study(looking.study).id
+            looking.step = "pictures"  # where the page stays when they are all there
             with self.studio.jobs.flag(visitor(request, MAKING)) as stop:
                 for view in work(self.studio, identity, stop):
                     if view.phase in WORKING:
