@@ -49,6 +49,7 @@ async function draw() {
   for (const [index, figure] of figures.entries()) {
     if (mine !== drawing) return;
     const layout = { ...figure.layout, paper_bgcolor: "transparent", plot_bgcolor: "transparent", autosize: true,
+      margin: { ...figure.layout.margin, b: 26 },
       font: { family: style.fontFamily, size: 12, color: "var(--ink)" },
       hoverlabel: { bgcolor: "var(--paper)", bordercolor: "var(--line)", font: { color: "var(--ink)" } },
       xaxis: { ...figure.layout.xaxis, ...axis }, yaxis: { ...figure.layout.yaxis, ...axis, zeroline: false } };

@@ -176,12 +176,14 @@ def _fragile(plan: Plan, shown: Analysis) -> list[str]:
     for pair in shown.pairs:
         if pair.fragility is None or pair.category is not None or pair.outcome not in ("first", "second"):
             continue
-        winner = plan.label(pair.first if pair.outcome == "first" else pair.second)
+        winner, loser = pair.first, pair.second
+        if pair.outcome == "second":
+            winner, loser = loser, winner
         doubt = pair.fragility.to_doubt
         few = f"without {doubt:,} of these votes it would be in doubt, " if doubt is not None else ""
         said.append(
-            f"{criterion_title(plan, pair.criterion)}: {winner} leads; {few}without {pair.fragility.to_flip:,} the "
-            "other one would lead."
+            f"{criterion_title(plan, pair.criterion)}: {plan.label(winner)} leads over {plan.label(loser)}; {few}without "
+            f"{pair.fragility.to_flip:,} the other one would lead."
         )
     return said
 

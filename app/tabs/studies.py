@@ -516,7 +516,13 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
             listed = study_list(elem_id="study-list")
             with gr.Accordion("Bring an exported study back", open=False, elem_id="study-import"):
                 upload = gr.File(
-                    label="Its zip", type="filepath", file_types=[".zip"], height=88, elem_id="study-upload"
+                    label="Its zip",
+                    show_label=False,
+                    type="filepath",
+                    file_types=[".zip"],
+                    height=56,
+                    elem_id="study-upload",
+                    elem_classes="study-file",
                 )
                 folder = gr.Textbox(label="Or the path of its folder", max_lines=1, elem_id="study-import-folder")
                 back = gr.Button("Bring it back", elem_id="study-bring-back")
@@ -659,10 +665,12 @@ def _what_is_compared(
             fields["take"] = gr.Number(label="Take the first (empty: all)", step=1, min_width=140, **value("take"))
         fields["prompt_file"] = gr.File(
             label="Prompt file, one prompt per line",
+            show_label=False,
             type="filepath",
             visible=False,
-            height=88,
+            height=56,
             elem_id="study-prompt-file",
+            elem_classes="study-file",
         )
         fields["prompts"] = gr.Textbox(
             label="Prompts, one per line; a category may follow “ | ”",
@@ -695,19 +703,23 @@ def _what_is_compared(
                     label="Its folder", max_lines=1, min_width=150, **value(f"folder_{place}")
                 )
                 fields[f"files_{place}"] = gr.File(
-                    label="Or its files",
+                    label=f"Or the files of model {place}",
+                    show_label=False,
                     file_count="multiple",
                     file_types=[".png", ".jpg", ".jpeg", ".webp"],
                     type="filepath",
-                    height=72,
+                    height=56,
                     elem_id=f"study-files-{place}",
+                    elem_classes="study-file",
                 )
         fields["table"] = gr.File(
             label="prompts.csv or prompts.jsonl, where it does not lie beside the pictures",
+            show_label=False,
             file_types=[".csv", ".jsonl"],
             type="filepath",
-            height=88,
+            height=56,
             elem_id="study-table",
+            elem_classes="study-file",
         )
     return makes, brings
 

@@ -161,6 +161,7 @@ def rating_figure(plan: Plan, ratings: Sequence[RatingResult]) -> go.Figure:
             marker={"color": colour},
             text=[f"{value:.0%}" if value >= 0.05 else "" for value in values],
             textposition="inside",
+            textangle=0,
             insidetextanchor="middle",
         )
     figure.update_layout(barmode="stack")

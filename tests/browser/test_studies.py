@@ -140,14 +140,17 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, store, keep):
     assert page.locator("#study-title").locator("input, textarea").input_value() == "Typed once"
     assert page.locator("#study-prompts textarea").input_value() == "a ball\na house"
     keep(page, "studies-bad-input")
-    page.get_by_label("Bring finished pictures").check()
-    page.locator("#study-folder-1").locator("input, textarea").fill("/nowhere")
+    set_number(page, "width", 32)
+    page.wait_for_selector("#study-power :text('2 prompts')")
+    folder = page.locator("#study-folder-1").locator("input, textarea")
+    open_panel(page, page.get_by_label("Bring finished pictures"), folder)
+    folder.fill("/nowhere")
     page.locator("#study-save").click()
     page.wait_for_selector("#study-form-note .failed:has-text('is no folder')")
     assert len(store.studies()) == before
-    set_number(page, "votes-per-item", 3)  # a field of both kinds: nothing else was lost
-    page.get_by_label("Make the pictures here").check()
-    set_number(page, "width", 32)
+    keep(page, "studies-bring")
+    open_panel(page, page.get_by_label("Make the pictures here"), page.locator("#study-width input"))
+    page.wait_for_selector("#study-power :text('2 prompts')")  # nothing that was typed is lost
     page.locator("#study-save").click()
     page.wait_for_selector("#study-make:visible")
     assert len(store.studies()) == before + 1
