@@ -182,8 +182,8 @@ def _fragile(plan: Plan, shown: Analysis) -> list[str]:
         doubt = pair.fragility.to_doubt
         few = f"without {doubt:,} of these votes it would be in doubt, " if doubt is not None else ""
         said.append(
-            f"{criterion_title(plan, pair.criterion)}: {plan.label(winner)} leads over {plan.label(loser)}; {few}without "
-            f"{pair.fragility.to_flip:,} the other one would lead."
+            f"{criterion_title(plan, pair.criterion)}: {plan.label(winner)} leads over {plan.label(loser)}; {few}"
+            f"without {pair.fragility.to_flip:,} the other one would lead."
         )
     return said
 

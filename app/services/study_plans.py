@@ -32,7 +32,7 @@ CATEGORY = " | "  # between a prompt and its category, at the end of a line
 WEIGHTS, FOLDER = "weights:", "folder:"  # how the keys of models begin that lie at a path, or are pictures
 MAX_OWN_CRITERIA = 4
 MAX_FOLDERS = 4  # that the form has fields for
-OPTIONAL = ("take", "trials_per_rater", "min_gold", "min_repeats", "min_dwell_s")  # numbers that may be left empty
+OPTIONAL = ("take", "trials_per_rater", "min_gold", "min_repeats", "min_dwell_s")  # numbers of which 0 means none
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read_form(raw: Mapping[str, Any]) -> StudyRequest:
     values = dict(raw)
     settings = values.pop("settings", None)
     for name in OPTIONAL:
-        values[name] = None if values.get(name) == "" else values.get(name)
+        values[name] = values.get(name) or None  # a field that was emptied, hidden and shown again holds 0
     if values.get("source") != "bring":
         values["settings"] = parse(Settings, settings or {})
     if values.get("mode") == "rating":
@@ -225,6 +225,7 @@ def form_of(studio: Studio, study: Study) -> dict[str, Any]:
         "source": "bring" if brings else "make",
         "models": [] if brings else [sources.weights.get(model.key, model.key) for model in plan.models],
         "prompts": "" if brings else "\n".join(map(_line_of, plan.prompts)),
+        "take": 0,
         "seed": plan.seeds[0],
         "num_seeds": len(plan.seeds),
         **{name: plan.settings.get(name) for name in ("steps", "guidance", "width", "height") if not brings},
@@ -236,13 +237,13 @@ def form_of(studio: Studio, study: Study) -> dict[str, Any]:
         ),
         "stop": plan.stop.kind,
         "votes_per_item": plan.stop.votes_per_item,
-        "trials_per_rater": plan.trials_per_rater,
+        "trials_per_rater": plan.trials_per_rater or 0,
         "repeats": _per_cent(plan.repeats),
         "gold": _per_cent(plan.gold),
         "smallest_win_rate": _per_cent(plan.smallest_win_rate),
-        "min_gold": None if filters.min_gold is None else _per_cent(filters.min_gold),
-        "min_repeats": None if filters.min_repeats is None else _per_cent(filters.min_repeats),
-        "min_dwell_s": filters.min_dwell_s,
+        "min_gold": _per_cent(filters.min_gold or 0),
+        "min_repeats": _per_cent(filters.min_repeats or 0),
+        "min_dwell_s": filters.min_dwell_s or 0,
     }
 
 

@@ -87,7 +87,7 @@ DESIGN_HINT = (
     "Repeats come again later with the sides swapped, and show how sure a rater is. In a gold pair one picture is "
     "visibly spoiled: who prefers it did not look. Neither counts as a vote."
 )
-FILTER_HINT = "Results are shown with and without them. An empty field filters nothing."
+FILTER_HINT = "Results are shown with and without them. 0 filters nothing."
 QUICK_HINT = (
     "One-click answers to “Which is better?” below a finished pair. They are not blind and have no plan: a way to see "
     "whether a study is worth while, no evidence."
@@ -350,7 +350,8 @@ class Handlers:
             **{"seed": 0, "num_seeds": 1, "steps": 28, "guidance": 3.5, "width": side, "height": side},
             **{f"{what}_{place}": "" for place in PLACES for what in ("name", "folder")},
             **{"mode": "pairwise", "criteria": [OVERALL], "stop": "fixed", "votes_per_item": 5},
-            **{"repeats": 10, "gold": 5, "smallest_win_rate": 60, "min_gold": 50, "min_dwell_s": 0.5},
+            **{"repeats": 10, "gold": 5, "smallest_win_rate": 60, "trials_per_rater": 0},
+            **{"min_gold": 50, "min_repeats": 0, "min_dwell_s": 0.5},
         }
 
     def _filled(self, values: dict[str, Any]) -> tuple:
@@ -662,7 +663,7 @@ def _what_is_compared(
         )
         with gr.Row():
             fields["prompt_source"] = gr.Dropdown(sources, label="Prompts", min_width=140, **value("prompt_source"))
-            fields["take"] = gr.Number(label="Take the first (empty: all)", step=1, min_width=140, **value("take"))
+            fields["take"] = gr.Number(label="Take the first (0: all)", step=1, min_width=140, **value("take"))
         fields["prompt_file"] = gr.File(
             label="Prompt file, one prompt per line",
             show_label=False,
@@ -769,7 +770,7 @@ def _how_many_votes(fields: dict[str, Any], value: Callable[[str], dict[str, Any
             label="Votes on each pair", step=1, min_width=120, **value("votes_per_item")
         )
         fields["trials_per_rater"] = gr.Number(
-            label="Pairs per rater (empty: all)", step=1, min_width=120, **value("trials_per_rater")
+            label="Pairs per rater (0: all)", step=1, min_width=120, **value("trials_per_rater")
         )
     with gr.Row():
         fields["repeats"] = gr.Number(label="Repeats, %", min_width=80, **value("repeats"))

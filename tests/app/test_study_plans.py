@@ -68,7 +68,7 @@ def test_a_form_becomes_a_plan(do):
 
 
 def test_what_is_empty_filters_nothing_and_ratings_derive_the_overall(do):
-    made = plan(do, mode="rating", criteria=["detail", "overall"], min_gold=None, min_dwell_s=None)
+    made = plan(do, mode="rating", criteria=["detail", "overall"], min_gold=0, min_dwell_s=None)
     assert [known.key for known in made.criteria] == ["detail"]
     assert made.filters.min_gold is made.filters.min_dwell_s is None
 
@@ -89,7 +89,7 @@ def test_what_is_empty_filters_nothing_and_ratings_derive_the_overall(do):
         ({"prompts": "a\n" * 2001}, "At most 2,000 prompts"),
         ({"prompt_source": "/etc/passwd"}, "not among the ones offered"),
         ({"prompt_source": "own file"}, "No prompt file was chosen"),
-        ({"take": 0}, "number of prompts to take"),
+        ({"take": -1}, "number of prompts to take"),
         ({"width": 33}, "multiple of 16"),
         ({"width": 2048, "height": 2048}, "at most"),
         ({"steps": 0}, "Steps must be"),
@@ -108,7 +108,7 @@ def test_what_is_empty_filters_nothing_and_ratings_derive_the_overall(do):
         ({"smallest_win_rate": 50}, "smallest win rate"),
         ({"min_gold": 101}, "between 0 and 100"),
         ({"min_dwell_s": -1}, "between 0 and 600"),
-        ({"trials_per_rater": 0}, "pairs that one rater sees"),
+        ({"trials_per_rater": 2.5}, "pairs that one rater sees"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_stores_nothing(do, change, says):

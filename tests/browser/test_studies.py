@@ -47,7 +47,7 @@ def fill(page, title, prompts, **numbers):
     page.locator("#study-prompt-source input").click()
     page.get_by_role("option", name="Typed here").click()
     page.locator("#study-prompts textarea").fill("\n".join(prompts))
-    for field, value in ({"steps": 1, "width": 32, "height": 32, "votes-per-item": 2, "take": ""} | numbers).items():
+    for field, value in ({"steps": 1, "width": 32, "height": 32, "votes-per-item": 2, "take": 0} | numbers).items():
         set_number(page, field, value)
 
 
