@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from srpo.miniature import paths
 
@@ -79,10 +80,22 @@ class Watching:
 
 
 @dataclass
+class Looking:
+    """What a page of one visitor shows of preference studies."""
+
+    study: str | None = None
+    step: str | None = None  # of the study; None: the one that it is in
+    is_editing: bool = False  # the form is open: for a new study, or for this one's plan
+    filtered: bool = False  # results with the declared filters
+    turn: int = 0  # of the latest press: the answer to an older one, coming late, shows nothing
+
+
+@dataclass
 class Session:
     """One visitor's memory between clicks."""
 
     last_seed: int | None = None
+    offers: dict[str, Any] = field(default_factory=dict)  # pairs on the stage that can be voted on, by name
 
     def choose_seed(self, mode: str, typed: object) -> object:
         """The seed to run: the typed one ("fixed"), a new one ("random") or the one before ("last").

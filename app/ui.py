@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
-from app.tabs import compare, finetune, guide, recoveries, words
+from app.tabs import compare, finetune, guide, recoveries, studies, words
 
 TITLE = "SRPO Studio"
 # From look to look into the empty queue. Gradio looks a thousand times a second, which takes a twentieth of a core from
@@ -43,6 +43,8 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab(finetune.LABEL, id="finetune") as tuning:
                     form = finetune.build(studio, tuning, tabs, sides)
                 words.send_to(word_parts, form, tabs)
+                with gr.Tab(studies.TITLE, id="studies") as studying:
+                    studies.build(studio, studying, tabs)
             with gr.Tab("Guide", id="guide"):
                 guide.build(studio, tabs)
         masthead.submit(

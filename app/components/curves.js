@@ -9,18 +9,6 @@ const drawnAs = new WeakMap(); // the drawing that a plot shows; one that is out
 let drawing = 0;
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // Plotly reads some tags in its texts
 
-function library() {
-  if (!window.srpoPlotly)
-    window.srpoPlotly = new Promise((done, failed) => {
-      const script = document.createElement("script");
-      script.src = props.plotly;
-      script.onload = () => done(window.Plotly);
-      script.onerror = () => { window.srpoPlotly = null; failed(new Error("plotly.min.js was not served")); };
-      document.head.append(script);
-    });
-  return window.srpoPlotly;
-}
-
 // Exponential moving average without the bias of its first values; gaps stay gaps.
 function smoothed(values) {
   let sum = 0, weight = 0;
@@ -126,7 +114,7 @@ async function draw() {
   if (!figures.length) return;
   let Plotly;
   try {
-    Plotly = await library();
+    Plotly = await library(props.plotly);
   } catch (error) {
     $(".banner").hidden = false;
     $(".banner").textContent = "The curves cannot be drawn, as the page got no plotly.min.js: reload it.";

@@ -24,12 +24,17 @@ def curves_value(run: str, charts: Sequence[Chart]) -> dict[str, Any]:
     return {"run": run, "charts": [asdict(chart) for chart in charts]}
 
 
+def script(name: str) -> str:
+    """The script of a component that draws with Plotly, with the function that fetches it in front."""
+    return "".join((HERE / file).read_text(encoding="utf-8") for file in ("plotly.js", name))
+
+
 def curves(plotly: Path, **kwargs: Any) -> gr.HTML:
     """The component; its value is `curves_value(...)`, `plotly` the served file plotly.min.js."""
     return gr.HTML(
         {},
         html_template=(HERE / "curves.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "curves.js").read_text(encoding="utf-8"),
+        js_on_load=script("curves.js"),
         apply_default_css=False,
         plotly=address_of(plotly),
         **kwargs,

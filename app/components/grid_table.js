@@ -8,7 +8,7 @@ function cell(tag, text, scope) {
   return node;
 }
 
-function picture(source, row, model, ratio) {
+function picture(source, row, model, ratio, saves) {
   const place = document.createElement("td");
   if (!source) {
     place.append(cell("span", ""));
@@ -16,16 +16,18 @@ function picture(source, row, model, ratio) {
     place.firstChild.style.aspectRatio = ratio;
     return place;
   }
-  const link = document.createElement("a");
-  link.href = source;
-  link.download = decodeURIComponent(source.split("/").pop());
-  link.title = "Save this picture with its settings";
   const image = document.createElement("img");
   image.src = source;
   image.alt = model + ", seed " + row.seed + ": " + row.prompt;
   image.style.aspectRatio = ratio;
+  place.append(image);
+  if (!saves) return place;
+  const link = document.createElement("a");
+  link.href = source;
+  link.download = decodeURIComponent(source.split("/").pop());
+  link.title = "Save this picture with its settings";
+  image.replaceWith(link);
   link.append(image);
-  place.append(link);
   return place;
 }
 
@@ -57,7 +59,7 @@ function receive() {
     const line = document.createElement("tr");
     const head = cell("th", row.prompt, "row");
     head.append(cell("small", "seed " + row.seed));
-    line.append(head, ...row.pictures.map((source, index) => picture(source, row, value.models[index], ratio)));
+    line.append(head, ...row.pictures.map((source, index) => picture(source, row, value.models[index], ratio, value.saves !== false)));
     return line;
   }));
 }

@@ -24,6 +24,11 @@ def grid_value(view: Grid) -> dict[str, Any]:
     return value
 
 
+def strip_value(view: Grid) -> dict[str, Any]:
+    """The newest pictures of a study: copies to look at, which carry no settings and are not offered to be saved."""
+    return grid_value(view) | {"saves": False}
+
+
 def samples_value(samples: Samples) -> dict[str, Any]:
     """The same prompts and seeds in several runs, as a finished table."""
     rows = [
@@ -35,7 +40,7 @@ def samples_value(samples: Samples) -> dict[str, Any]:
 
 
 def grid_table(**kwargs: Any) -> gr.HTML:
-    """The component; its value is `grid_value(...)`, `samples_value(...)` or `stage.error_value(...)`."""
+    """The component; its value is `grid_value(...)`, `samples_value(...)`, `strip_value(...)` or `error_value(...)`."""
     return gr.HTML(
         {},
         html_template=(HERE / "grid_table.html").read_text(encoding="utf-8"),

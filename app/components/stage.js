@@ -4,7 +4,7 @@ const $ = (selector) => element.querySelector(selector);
 const stage = $(".stage");
 const minus = (text) => text.replace("-", "−");
 const narrow = window.innerWidth < 640; // two pictures side by side would be small: begin with one above the other
-const view = { mode: narrow ? "slider" : "side", flipped: false, seed: null, shown: null };
+const view = { mode: narrow ? "slider" : "side", flipped: false, seed: null, shown: null, votes: {} };
 
 const say = {
   score: (value) => minus(value.toFixed(4)),
@@ -76,9 +76,30 @@ function draw() {
   $(".map .tag").textContent =
     live ? "drawn when both pictures are finished" : pair ? "mean " + percent(pair.mean_difference) + " of full range" : "";
   $(".map .end").textContent = pair ? percent(pair.scale_end) : "";
+  drawQuick(value, live ? null : pair, order, names);
   drawStrip(value, pair, live);
   drawText(value, pair, live);
   drawScores(value, live ? null : pair, names);
+}
+
+// The question under a finished pair. An answer names a side of the pair itself, wherever the flip has put it.
+function drawQuick(value, pair, order, names) {
+  const quick = $(".quick");
+  quick.hidden = !props.asks || !pair || value.is_one_model;
+  if (quick.hidden) return;
+  const said = view.votes[pair.id] || {};
+  quick.dataset.pair = pair.id;
+  ["left", "right"].forEach((place, index) => {
+    const button = quick.querySelectorAll("button")[index];
+    button.dataset.answer = order[index];
+    button.replaceChildren(cell("span", names[order[index]], "name"), cell("small", place));
+    button.firstChild.dataset.side = order[index];
+  });
+  for (const button of quick.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(said.answer === button.dataset.answer));
+    button.disabled = Boolean(said.asked);
+  }
+  quick.querySelector("p").textContent = said.message || "One click is stored with the settings as a quick vote. Not blind: the sides have names here.";
 }
 
 function drawStrip(value, pair, live) {
@@ -198,6 +219,22 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "f" || event.key === "F") { view.flipped = !view.flipped; draw(); }
   const modes = { 1: "side", 2: "slider", 3: "difference" };
   if (modes[event.key]) { view.mode = modes[event.key]; draw(); }
+});
+$(".quick").addEventListener("click", (event) => {
+  const button = event.target.closest("button"), pair = $(".quick").dataset.pair;
+  if (!button || button.disabled) return;
+  const answer = button.dataset.answer;
+  const before = view.votes[pair] || {};
+  view.votes[pair] = { ...before, answer: before.stored ? before.answer : answer, asked: true, message: "Saving …" };
+  draw();
+  trigger("select", { pair, answer });
+});
+watch("voted", () => {
+  const said = props.voted || {}, known = view.votes[said.pair];
+  if (!known) return;
+  view.votes[said.pair] = { ...known, asked: false, stored: said.stored, message: said.message };
+  if (!said.stored) delete view.votes[said.pair].answer;
+  draw();
 });
 watch("value", receive);
 draw();

@@ -28,7 +28,8 @@ def address_of(path: Path) -> str:
 def stage_value(view: Comparison) -> dict[str, Any]:
     """The snapshot as the browser reads it: files as addresses, everything else as it is."""
     value = asdict(view)
-    for pair in value["pairs"]:
+    for pair, known in zip(value["pairs"], view.pairs, strict=True):
+        pair["id"] = known.id
         for side in ("left", "right", "difference"):
             pair[side] = address_of(pair[side])
     return value
@@ -39,8 +40,15 @@ def error_value(message: str) -> dict[str, Any]:
     return {"phase": "error", "message": message}
 
 
-def stage(look_for: str = "", **kwargs: Any) -> gr.HTML:
+def voted(pair: str, message: str, *, stored: bool = True) -> dict[str, Any]:
+    """What the stage says under a pair after a press of one of its four buttons: an update of the component."""
+    return gr.update(voted={"pair": pair, "message": message, "stored": stored})
+
+
+def stage(look_for: str = "", *, asks: bool = False, **kwargs: Any) -> gr.HTML:
     """The component; its value is `stage_value(...)` or `error_value(...)`, `look_for` a sentence for the empty stage.
+
+    asks: under a finished pair of two models stands "Which is better?"; an answer fires `select`, and `voted` answers.
 
     A function rather than a subclass, beside which Gradio would write a stub file.
     """
@@ -51,5 +59,7 @@ def stage(look_for: str = "", **kwargs: Any) -> gr.HTML:
         html_template=template.replace("<!-- look for -->", hint),
         js_on_load=(HERE / "stage.js").read_text(encoding="utf-8"),
         apply_default_css=False,
+        asks=asks,
+        voted={},
         **kwargs,
     )

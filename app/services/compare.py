@@ -39,6 +39,11 @@ class Pair:
     scale_end: float  # the difference at the bright end of the map
     rows: tuple[Row, ...]
 
+    @property
+    def id(self) -> str:
+        """A name that no other pair has: the folder of its pictures cannot be guessed."""
+        return f"{self.left.parent.name}-{self.seed}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -47,6 +52,7 @@ class Comparison:
     phase: str  # "waiting", "running", "done", "stopped" or "error"
     message: str
     names: tuple[str, str] = ("", "")
+    is_one_model: bool = False  # on both sides
     prompt: str = ""
     width: int = 0
     height: int = 0
@@ -71,6 +77,7 @@ def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator
         "waiting",
         "",
         names=side_names(*models),
+        is_one_model=models[0] == models[1],
         prompt=request.text(request.prompt),
         width=request.width,
         height=request.height,

@@ -15,7 +15,7 @@ import gradio as gr
 
 from app.components.grid_table import grid_table, grid_value
 from app.components.note import note_html
-from app.components.stage import error_value, stage, stage_value
+from app.components.stage import error_value, stage, stage_value, voted
 from app.services import prompts
 from app.services.compare import compare
 from app.services.device import RULE
@@ -37,6 +37,7 @@ from app.services.requests import (
     parse,
 )
 from app.services.studio import Studio
+from app.services.study_quick import offers, quick_vote
 from app.state import Session
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Handlers:
             asked = parse(CompareRequest, raw | {"seed": session.choose_seed(seed_mode, seed)})
             with self.studio.jobs.flag(visitor(request)) as stop:
                 for view in compare(self.studio, asked, stop):
-                    session.last_seed = asked.seed
+                    session.last_seed, session.offers = asked.seed, offers(view, asked)
                     if view.phase in WORKING:
                         yield stage_value(view), session, *_busy(True)
             yield stage_value(view), session, gr.skip(), gr.skip()
@@ -109,6 +110,14 @@ class Handlers:
         except Exception:
             log.exception("A grid failed.")
             yield error_value(UNEXPECTED), gr.skip(), session, gr.skip(), gr.skip()
+
+    def vote(self, session: Session, event: gr.EventData) -> dict[str, Any]:
+        """What the stage says once an answer to "Which is better?" is stored, or why it is not."""
+        try:
+            raw = {"pair": event.pair, "answer": event.answer}
+            return voted(event.pair, quick_vote(self.studio, session.offers, raw))
+        except ValueError as error:
+            return voted(event.pair, str(error), stored=False)
 
     def ready(self, request: gr.Request) -> tuple:
         """(Generate, Stop) given back, unless the page is at work: a start that was refused ends before the work."""
@@ -237,7 +246,8 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
                 )
             status = gr.HTML(note_html(*_status_of(studio)), elem_id="status", apply_default_css=False)
             gr.HTML(RULE, elem_classes="hint", apply_default_css=False)
-        view = stage(studio.catalogue.look_for, elem_id="stage")
+        # Beyond loopback nobody may fill the database: what is not registered cannot be called.
+        view = stage(studio.catalogue.look_for, asks=options.local_paths, elem_id="stage")
         with gr.Column(elem_id="settings"):
             word = gr.Dropdown(
                 prompts.control_words(),
@@ -316,6 +326,8 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
             do.ready, outputs=[generate, stop], **press
         )
     stop.click(do.stop, **press)
+    if options.local_paths:
+        view.select(do.vote, session, view, **press)
     draw.click(
         do.paint_grid,
         [session, seed_mode, seed, lines, grid_models, grid_seeds, *settings],

@@ -50,7 +50,7 @@ def report_html(study: Study, found: Results) -> str:
     parts = [
         f"<h1>{escape(plan.title)}</h1>",
         f"<p class=note>Preference study, version {study.version}, plan <code>{study.sha256}</code></p>",
-        _summary(plan, found.everything),
+        *(f"<p>{escape(line)}</p>" for line in summary_lines(plan, found.everything)),
         *_results(plan, found.everything, "all"),
     ]
     if filtered:
@@ -63,7 +63,7 @@ def report_html(study: Study, found: Results) -> str:
         ]
     else:
         parts += ["<h2>Filters</h2>", _list([*found.filters, "They left nothing out."])]
-    parts += [_health(plan, found.everything), _design(plan), _methods(plan)]
+    parts += [health_html(plan, found.everything), design_html(plan), _methods(plan)]
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -94,7 +94,8 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
     import plotly.graph_objects as go
 
     rows = [pair for pair in pairs if pair.without_ties is not None]
-    names = [_pair_label(plan, pair, several=len(plan.criteria) > 1) for pair in rows]
+    several = len({pair.criterion for pair in rows}) > 1
+    names = [_pair_label(plan, pair, several=several) for pair in rows]
     figure = go.Figure()
     for title, colour, symbol, apart, estimates in (
         ("without ties", ACCENT, "circle", -0.14, [pair.without_ties for pair in rows]),
@@ -109,9 +110,18 @@ def win_rates(plan: Plan, pairs: Sequence[PairResult]) -> go.Figure:
             error_x=_bars([(e.value, e.low, e.high) for e in estimates], colour),
         )
     figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1})
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", title="share for the first model")
+    figure.update_xaxes(range=[0, 1], tickformat=".0%", title=escape(win_rate_axis(plan, rows)))
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names)
     return _laid_out(figure, len(rows))
+
+
+def win_rate_axis(plan: Plan, pairs: Sequence[PairResult]) -> str:
+    """What the share in `win_rates` is of, not yet escaped."""
+    models = {(pair.first, pair.second) for pair in pairs}
+    if len(models) != 1:
+        return "share for the one that is named first"
+    first, second = (plan.label(key) for key in next(iter(models)))
+    return f"share for {first}; left of the dotted line {second} wins"
 
 
 def ranking_figure(plan: Plan, ranking: Ranking) -> go.Figure:
@@ -135,7 +145,11 @@ def rating_figure(plan: Plan, ratings: Sequence[RatingResult]) -> go.Figure:
     """Stacked shares of the levels, one row for each model on each criterion, as the paper shows them."""
     import plotly.graph_objects as go
 
-    names = [f"{_label(_criterion(plan, result.criterion))} · {_label(plan.label(result.model))}" for result in ratings]
+    several = len({result.criterion for result in ratings}) > 1
+    names = [
+        (f"{_label(criterion_title(plan, result.criterion))} · " if several else "") + _label(plan.label(result.model))
+        for result in ratings
+    ]
     figure = go.Figure()
     for level, colour in zip(LEVELS, LEVEL_COLOURS, strict=True):
         values = [result.shares[level].value for result in ratings]
@@ -147,6 +161,7 @@ def rating_figure(plan: Plan, ratings: Sequence[RatingResult]) -> go.Figure:
             marker={"color": colour},
             text=[f"{value:.0%}" if value >= 0.05 else "" for value in values],
             textposition="inside",
+            textangle=0,
             insidetextanchor="middle",
         )
     figure.update_layout(barmode="stack")
@@ -202,11 +217,12 @@ def _pair_label(plan: Plan, pair: PairResult, *, several: bool) -> str:
     models = f"{_label(plan.label(pair.first))}<br>against {_label(plan.label(pair.second))}"
     if not several:
         return models
-    criterion = _label(_criterion(plan, pair.criterion))
+    criterion = _label(criterion_title(plan, pair.criterion))
     return f"{criterion}<br>{models}" if len(plan.models) > 2 else criterion
 
 
-def _criterion(plan: Plan, key: str) -> str:
+def criterion_title(plan: Plan, key: str) -> str:
+    """What a criterion, or the derived Overall, is called."""
     known = {criterion.key: criterion.title for criterion in plan.criteria}
     return known.get(key, "Overall" if key == OVERALL else key)
 
@@ -214,19 +230,19 @@ def _criterion(plan: Plan, key: str) -> str:
 # Text and tables
 
 
-def _summary(plan: Plan, found: Analysis) -> str:
+def summary_lines(plan: Plan, found: Analysis) -> list[str]:
+    """What the votes say, a sentence each, not yet escaped: how many there are, then the outcome of each pair."""
     several = len(plan.criteria) > 1
     told = [
-        (f"{_criterion(plan, pair.criterion)}: " if several else "") + pair.sentence
+        (f"{criterion_title(plan, pair.criterion)}: " if several else "") + pair.sentence
         for pair in found.pairs
         if pair.category is None
     ]
-    lines = [
+    return [
         f"{found.votes:,} votes by {found.raters:,} raters on {len(plan.prompts):,} prompts; "
         f"{found.items_complete:,} of {found.items:,} items have all their votes.",
         *told,
     ]
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
@@ -236,10 +252,10 @@ def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
         parts += [
             "<h2>Win rates</h2>",
             _drawn(win_rates(plan, overall), f"{key}-wins", " ".join(pair.sentence for pair in overall)),
-            _pair_table(plan, overall),
+            pair_table(plan, overall),
         ]
     if by_category := [pair for pair in found.pairs if pair.category is not None]:
-        parts += ["<h3>By category of prompt</h3>", _pair_table(plan, by_category)]
+        parts += ["<h3>By category of prompt</h3>", pair_table(plan, by_category)]
     if found.evidence is not None:
         shown = found.evidence
         parts.append(
@@ -247,24 +263,25 @@ def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
             f"first model's share, ties as half, lies between {share(shown.low)} and {share(shown.high)}.</p>"
         )
     for ranking in found.rankings:
-        title = escape(_criterion(plan, ranking.criterion))
+        title = escape(criterion_title(plan, ranking.criterion))
         order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)
         parts += [
             f"<h3>Strengths: {title}</h3>",
             _drawn(ranking_figure(plan, ranking), f"{key}-rank-{ranking.criterion}", f"The strongest first: {order}"),
-            _ranking_table(plan, ranking),
+            ranking_table(plan, ranking),
         ]
     if found.ratings:
         says = "Shares of Excellent, Good, Pass and Fail for each model; the table below has the numbers."
         parts += [
             "<h2>Ratings</h2>",
             _drawn(rating_figure(plan, found.ratings), f"{key}-ratings", says),
-            _rating_table(plan, found.ratings),
+            rating_table(plan, found.ratings),
         ]
     return parts
 
 
-def _pair_table(plan: Plan, pairs: Sequence[PairResult]) -> str:
+def pair_table(plan: Plan, pairs: Sequence[PairResult]) -> str:
+    """Every pair with its counts, both win rates, and how many votes hold the result."""
     head = ("Criterion", "Category", "First", "Second", "First won", "Second won", "Ties", "Both bad")
     head += ("Without ties (95 %)", "Ties as half (95 %)", "Prompts", "Votes to doubt / to flip")
     rows = []
@@ -273,7 +290,7 @@ def _pair_table(plan: Plan, pairs: Sequence[PairResult]) -> str:
         doubt = "–" if shaky is None else f"{'–' if shaky.to_doubt is None else shaky.to_doubt} / {shaky.to_flip}"
         rows.append(
             (
-                *(escape(_criterion(plan, pair.criterion)), escape(pair.category or "all")),
+                *(escape(criterion_title(plan, pair.criterion)), escape(pair.category or "all")),
                 *(escape(plan.label(pair.first)), escape(plan.label(pair.second))),
                 *(pair.first_won, pair.second_won, pair.ties, pair.both_bad),
                 *(interval(pair.without_ties), interval(pair.with_ties)),
@@ -283,7 +300,8 @@ def _pair_table(plan: Plan, pairs: Sequence[PairResult]) -> str:
     return _table(head, rows)
 
 
-def _ranking_table(plan: Plan, ranking: Ranking) -> str:
+def ranking_table(plan: Plan, ranking: Ranking) -> str:
+    """The models with their strengths, the strongest first."""
     rows = []
     for strength in ranking.strengths:
         known = strength.low is not None
@@ -302,7 +320,8 @@ def _ranking_table(plan: Plan, ranking: Ranking) -> str:
     return f"{table}<p>Without {ranking.wins_to_dethrone:,} of its wins over the second, the first would not lead.</p>"
 
 
-def _rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
+def rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
+    """The shares of the levels, by criterion and model."""
     head = (
         "Criterion",
         "Model",
@@ -312,7 +331,7 @@ def _rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
     )
     rows = [
         (
-            *(escape(_criterion(plan, result.criterion)), escape(plan.label(result.model))),
+            *(escape(criterion_title(plan, result.criterion)), escape(plan.label(result.model))),
             *(interval(result.shares[level]) for level in LEVELS),
             *(interval(result.excellent_gain), result.shares[LEVELS[0]].votes),
         )
@@ -321,10 +340,14 @@ def _rating_table(plan: Plan, ratings: Sequence[RatingResult]) -> str:
     return _table(head, rows)
 
 
-def _health(plan: Plan, found: Analysis) -> str:
+def health_html(plan: Plan, found: Analysis) -> str:
+    """Whether the votes can be trusted: flags, agreement, and every rater in numbers."""
     health = found.health
     rows = [
-        (f"Krippendorff's alpha, {escape(_criterion(plan, key))}", "not defined" if value is None else f"{value:.3f}")
+        (
+            f"Krippendorff's alpha, {escape(criterion_title(plan, key))}",
+            "not defined" if value is None else f"{value:.3f}",
+        )
         for key, value in health.alpha.items()
     ]
     if health.left is not None:
@@ -350,7 +373,8 @@ def _health(plan: Plan, found: Analysis) -> str:
     )
 
 
-def _design(plan: Plan) -> str:
+def design_html(plan: Plan) -> str:
+    """The plan in words: models, settings, criteria with their rubrics, prompts."""
     stop = (
         f"{plan.stop.votes_per_item} votes on each item"
         if plan.stop.kind == "fixed"

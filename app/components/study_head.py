@@ -1,0 +1,44 @@
+"""The head of a study: its title, its state in a line, and the four steps it goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from srpo.studies.store import Study
+
+HERE = Path(__file__).parent
+STATES = {"preparing": "being prepared", "open": "open to raters, its plan is frozen", "closed": "ended"}
+
+
+def head_value(study: Study, steps: Mapping[str, bool], is_in: str, shown: str) -> dict[str, Any]:
+    """The head as the browser reads it.
+
+    steps: whether each can be opened; is_in: the step that the study is in; shown: the one that the page shows.
+    """
+    return {
+        "title": study.plan.title,
+        "about": f"Version {study.version}, {STATES[study.state]} · plan {study.sha256[:12]}",
+        "steps": [{"name": name, "is_open": is_open} for name, is_open in steps.items()],
+        "is_in": is_in,
+        "shown": shown,
+    }
+
+
+def new_value() -> dict[str, Any]:
+    """The head of a study that is not saved yet."""
+    return {"title": "New study", "about": "Nothing is stored before its plan is saved.", "steps": []}
+
+
+def study_head(**kwargs: Any) -> gr.HTML:
+    """The component; its value is `head_value(...)`, or {} for none. A press on a step fires `select` with its name."""
+    return gr.HTML(
+        {},
+        html_template=(HERE / "study_head.html").read_text(encoding="utf-8"),
+        js_on_load=(HERE / "study_head.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        **kwargs,
+    )

@@ -1,0 +1,27 @@
+"""The address of a study's voting page, with a button that copies it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+HERE = Path(__file__).parent
+
+
+def link_value(study: str) -> dict[str, str]:
+    """The link to the study of that name, relative to the page, so that it works behind any proxy."""
+    return {"path": f"vote/{quote(study, safe='')}"}
+
+
+def study_link(**kwargs: Any) -> gr.HTML:
+    """The component; its value is `link_value(...)`, or {} for none."""
+    return gr.HTML(
+        {},
+        html_template=(HERE / "study_link.html").read_text(encoding="utf-8"),
+        js_on_load=(HERE / "study_link.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        **kwargs,
+    )
