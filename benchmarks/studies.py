@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import optimize, special
 
+from app.services.studies import Studies
 from app.state import Options
 from benchmarks.figures import Figure
 from benchmarks.scale import Scale
@@ -25,6 +27,7 @@ from srpo.studies.bradley_terry import PRIOR_SD, fit
 from srpo.studies.criteria import PAPER, WHOLE
 from srpo.studies.estimates import clustered
 from srpo.studies.health import health
+from srpo.studies.images import keep
 from srpo.studies.schedule import broken_rules, pictures, schedule
 from srpo.studies.schema import FixedStop, Plan, SequentialStop
 from srpo.studies.simulation import (
@@ -289,6 +292,23 @@ def slow_vote_s(place: str, votes_each: int) -> float:
 def picture_rows(plan: Plan) -> list[Picture]:
     """A row for every picture of the plan; there are no such files."""
     return [Picture(shown, f"{secrets.token_hex(16)}.png", "0" * 64, "1" * 64, 64, 64) for shown in pictures(plan)]
+
+
+def drawn_study(studies: Studies, plan: Plan, side: int = 64) -> Study:
+    """An open study with all its pictures as files: a disc on a ground, of other colours in each."""
+    study = studies.store.create(plan)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    made = []
+    for number, shown in enumerate(pictures(plan)):
+        rng = np.random.default_rng(number)
+        ground, disc = rng.integers(40, 216, (2, 3))
+        (cx, cy), radius = rng.uniform(-0.4, 0.4, 2), rng.uniform(0.2, 0.6)
+        inside = (((x - cx) ** 2 + (y - cy) ** 2) < radius**2)[..., None]
+        shaded = np.where(inside, disc, ground) + 30 * (x + y)[..., None]
+        image = Image.fromarray(shaded.clip(0, 255).astype(np.uint8))
+        made.append(keep(studies.folder(study.id), shown, image, f"{number:064x}"))
+    studies.store.add_pictures(study.id, made)
+    return studies.store.open(study.id)
 
 
 def open_study(store: Store, plan: Plan) -> Study:
