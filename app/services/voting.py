@@ -19,9 +19,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from app.services.requests import BadInput, between, whole
+from app.services.requests import between, whole
 from app.services.studies import Studies
 from srpo.studies.criteria import CHOICES, LEVELS, Criterion
+from srpo.studies.hub import Saved
 from srpo.studies.store import (
     ENDED,
     NOT_BEGUN,
@@ -46,7 +47,7 @@ MAX_CLAIMS = 10_000
 JOINS_AT_ONCE = 100
 JOINS_PER_MINUTE = 30
 
-STATUS = {Unknown: 404, Foreign: 403, NotBegun: 409, Ended: 410, Unfit: 422}  # 409 for whatever else is refused
+STATUS = {Foreign: 403, NotBegun: 409, Ended: 410, Unfit: 422}  # 409 for whatever else is refused
 
 
 class Refusal(Exception):
@@ -131,15 +132,7 @@ class Standing:
     code: str
     place: Place
     now_us: int  # by the server's clock: every vote acknowledged so far was stored before it
-    hub: HubStanding | None  # None where votes go to no Hub
-
-
-@dataclass(frozen=True)
-class HubStanding:
-    """What of the votes is on the Hub."""
-
-    saved_us: int | None  # all that was stored before this moment is there
-    problem: str  # a sentence, where the Hub does not answer
+    hub: Saved | None  # None where votes go to no Hub
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,7 @@ class Voting:
 
     def invitation(self, study: str) -> Invitation:
         """What the study is about, also before it begins and after its end."""
-        with _refusing():
+        with self._refusing():
             found = self._store().study(study)
         plan = found.plan
         said = {"preparing": NOT_BEGUN, "closed": ENDED}
@@ -205,7 +198,7 @@ class Voting:
 
     def join(self, study: str, asked: JoinRequest) -> Standing:
         """A new rater's place, at its beginning. The same rater again for a claim that was granted before."""
-        with _refusing():
+        with self._refusing():
             store = self._store()
             with self._joining:
                 rater = self._claims.get((study, asked.claim))
@@ -220,18 +213,18 @@ class Voting:
             return self._standing(store, study, rater.code, 0)
 
     def place(self, study: str, asked: PlaceRequest) -> Standing:
-        with _refusing():
+        with self._refusing():
             return self._standing(self._store(), study, asked.code, asked.count)
 
     def vote(self, study: str, asked: VoteRequest) -> Voted:
         """The receipt, once the vote is on the disk. A second copy of a vote changes nothing, and gets one as well."""
-        with _refusing():
+        with self._refusing():
             store = self._store()
             receipt = store.vote(asked.code, asked.ticket, asked.answers, asked.dwell_s, study=study)
             return Voted(receipt.recorded, self._standing_after(store, study, asked))
 
     def undo(self, study: str, asked: UndoRequest) -> Undone:
-        with _refusing():
+        with self._refusing():
             store = self._store()
             showing = store.undo(asked.code, asked.ticket, study=study)
             return Undone(showing, self._standing_after(store, study, asked))
@@ -242,7 +235,7 @@ class Voting:
         No code is asked for: a name has 128 random bits and is told only to raters whose trial shows it, an <img> can
         carry a code in its address alone, where logs and histories would keep it, and the picture tells no model.
         """
-        with _refusing():
+        with self._refusing():
             if file not in self._known_files(study):
                 raise Refusal(404, "There is no such picture here.")
         try:
@@ -253,6 +246,22 @@ class Voting:
 
     # Inside
 
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the store and the requests refuse, as a Refusal."""
+        try:
+            yield
+        except Unknown as error:
+            hub = self._studies.hub
+            if hub is not None and not hub.is_restored:
+                raise Refusal(503, "The studies are still on their way back from the Hub.", 5) from None
+            raise Refusal(404, str(error)) from None
+        except Refused as error:
+            raise Refusal(STATUS.get(type(error), 409), str(error)) from None
+        except Unavailable as error:
+            log.warning("%s", error.__cause__)
+            raise Refusal(503, str(error), 2) from None
+
     def _store(self) -> Store:
         try:
             return self._studies.store
@@ -262,7 +271,8 @@ class Voting:
 
     def _standing(self, store: Store, study: str, code: str, count: int) -> Standing:
         now_us = time.time_ns() // 1000
-        return Standing(code, store.place(code, count, study=study), now_us, None)
+        hub = None if self._studies.hub is None else self._studies.hub.saved
+        return Standing(code, store.place(code, count, study=study), now_us, hub)
 
     def _standing_after(self, store: Store, study: str, asked: PlaceRequest) -> Standing | None:
         """The standing after something was stored, whose receipt nothing that fails here may hold back."""
@@ -279,17 +289,3 @@ class Voting:
                 raise NotBegun(NOT_BEGUN)
             self._files[study] = frozenset(made.file for made in store.pictures(study).values())
         return self._files[study]
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """What the store and the requests refuse, as a Refusal."""
-    try:
-        yield
-    except Refused as error:
-        raise Refusal(STATUS.get(type(error), 409), str(error)) from None
-    except BadInput as error:
-        raise Refusal(422, str(error)) from None
-    except Unavailable as error:
-        log.warning("%s", error.__cause__)
-        raise Refusal(503, str(error), 2) from None

@@ -369,9 +369,9 @@ function savedText() {
   if (!rater.done) return "";
   const hub = rater.hub;
   if (!hub) return "Saved";
-  if (hub.saved_us && hub.saved_us >= rater.savedUs) return `Saved here, and to the Hub at ${clock(hub.saved_us)}`;
+  if (hub.until_us && hub.until_us >= rater.savedUs) return `Saved here, and to the Hub at ${clock(hub.until_us)}`;
   if (hub.problem) return `Saved here. ${hub.problem}`;
-  return hub.saved_us ? `Saved here; to the Hub at ${clock(hub.saved_us)}, the last ones follow` : "Saved here; the Hub follows";
+  return hub.until_us ? `Saved here; to the Hub at ${clock(hub.until_us)}, the last ones follow` : "Saved here; the Hub follows";
 }
 
 function drawSaved() {

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +31,8 @@ from srpo.studies.tables import quick_votes, raters, studies, votes
 from srpo.studies.votes import Vote, check_answers, check_dwell
 
 State = Literal["preparing", "open", "closed"]
+Row = tuple[str, dict[str, Any]]  # a table's name, and the values of its columns
+COPIED = (studies, tables.pictures, raters, votes)  # in the order in which they refer to one another
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that look alike, or make words
 CODE_LENGTH = 8
 MAX_RATERS = 10_000
@@ -441,6 +443,65 @@ class Store:
             for row in rows
         ]
 
+    # Copies elsewhere
+
+    def rows(self, identity: str) -> list[Row]:
+        """Everything that is stored of a study that has begun, as one moment had it: secrets, codes, taken back votes.
+
+        For a copy that a store can be made of again by `merge`.
+        """
+        with self._read() as connection:
+            if _study(connection, identity).state == "preparing":
+                raise NotBegun(NOT_BEGUN)
+            return [
+                (table.name, dict(row._mapping))
+                for table in COPIED
+                for row in connection.execute(table.select().where(_of_study(table) == identity))
+            ]
+
+    def quick_rows(self) -> list[Row]:
+        """The same of all quick votes."""
+        with self._read() as connection:
+            return [(quick_votes.name, dict(row._mapping)) for row in connection.execute(quick_votes.select())]
+
+    def merge(self, rows: Iterable[Row]) -> None:
+        """Takes over what `rows` of another store gave, all or none of it: what is missing here, or older.
+
+        In whatever order and however often it comes, the same is stored in the end. ValueError for anything else.
+        """
+        known = {table.name: table for table in (*COPIED, quick_votes)}
+        by_table: dict[str, list[dict[str, Any]]] = {name: [] for name in known}
+        for name, values in rows:
+            if name not in known or set(values) != set(known[name].c.keys()):
+                raise ValueError("A row of the copied studies is none of this program's, or of a newer version of it.")
+            if name == studies.name and (values["state"], values["sha256"]) not in (
+                (state, _plan(values["plan"]).sha256) for state in ("open", "closed")
+            ):
+                raise ValueError("A study among the copied ones was changed: its plan has another hash.")
+            by_table[name].append(values)
+        try:
+            with self._write() as connection:
+                for name, table in known.items():
+                    for values in by_table[name]:
+                        connection.execute(self._taking_over(table, values))
+        except (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError) as error:
+            raise ValueError("The copied studies do not fit one another, or what is here.") from error
+        for values in by_table[studies.name]:
+            self._pictures.pop(values["id"], None)
+
+    def _taking_over(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
+        """The insertion of a row that changes a row of that key where it is older, and nothing else."""
+        insert = (sqlite if self._engines.is_sqlite else postgresql).insert(table).values(**values)
+        new = insert.excluded
+        if table is votes:  # a vote is given, taken back, given with the next attempt, and so on
+            newer = 2 * new.attempt + new.undone > 2 * votes.c.attempt + votes.c.undone
+        elif table is studies:
+            newer = sa.and_(new.state == "closed", studies.c.state != "closed")
+        else:
+            return insert.on_conflict_do_nothing(index_elements=table.primary_key)
+        changed = {column.name: new[column.name] for column in table.c if not column.primary_key}
+        return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed, where=newer)
+
     # Inside
 
     @contextmanager
@@ -539,6 +600,11 @@ def _study(connection: sa.Connection, identity: str, *, lock: bool = False) -> S
     if row is None:
         raise Unknown("There is no such study here.")
     return _as_study(row)
+
+
+def _of_study(table: sa.Table) -> sa.Column:
+    """The column that names the study."""
+    return table.c.id if table is studies else table.c.study
 
 
 def _as_study(row: Any) -> Study:
