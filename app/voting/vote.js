@@ -97,6 +97,7 @@ async function pump() {
         const { standing } = await ask("vote", { code, ticket, answers, dwell_s, count: wanted() });
         settle(vote);
         if (standing) rater.savedUs = standing.now_us;
+        else rater.done += 1; // the study has just ended: stored all the same
         stand(standing);
       } catch (error) {
         if (!(error instanceof Trouble) || error.passes) throw error;
@@ -256,6 +257,8 @@ async function next() {
   const images = await pictures.get(showing.ticket);
   if (now.showing !== showing) return;
   $("#prompt").textContent = showing.prompt;
+  $("#prompt").scrollTop = 0;
+  $("#prompt").classList.toggle("long", $("#prompt").scrollHeight > $("#prompt").clientHeight + 4);
   const frames = [...document.querySelectorAll(".frame")];
   frames.forEach((frame, index) => frame.replaceChildren(...(images[index] ? [images[index]] : [])));
   Object.assign(now, { ready: true, shownMs: performance.now(), sinceMs: null });
@@ -342,6 +345,7 @@ function show(screen) {
   if (document.body.dataset.screen === screen) return;
   document.body.dataset.screen = screen;
   for (const part of document.querySelectorAll(".screen")) part.hidden = part.id !== screen;
+  document.getElementById(screen).focus({ preventScroll: true }); // whoever listens begins at its beginning
   window.scrollTo(0, 0);
 }
 

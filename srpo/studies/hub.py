@@ -74,6 +74,7 @@ class Hub:
         self._known: dict[Key, str] = {}  # what the journals say of each row
         self._lacking: dict[str, Path] = {}  # pictures that are not in the dataset yet, by their names there
         self._finished: set[str] = set()  # studies that are closed and whole in the journals
+        self._is_private = False  # as far as is known
         self._is_behind = False  # our journal has lines that the Hub lacks
         self._saved = Saved(None, "")
         self._is_restored = threading.Event()
@@ -104,11 +105,9 @@ class Hub:
         while True:
             is_last = self._stopping.wait(0 if next_s == 0 else LOOK_S)
             try:
-                if not self.is_restored:
-                    self.restore()
                 open_now = {study.id for study in self._store.studies() if study.state == "open"}
                 if is_last or time.monotonic() >= next_s or open_before - open_now:
-                    self.push()
+                    self._meet()
                     next_s, open_before = time.monotonic() + self._every_s, open_now
             except Exception:  # whatever it is, votes go on, and the next look may find the Hub back
                 if not self._saved.problem:  # once, not at every look
@@ -118,17 +117,22 @@ class Hub:
             if is_last:
                 return
 
+    def _meet(self) -> None:
+        """Brings the store and the dataset together. What cannot be brought back keeps nothing from being saved."""
+        try:
+            if not self.is_restored:
+                self.restore()
+        finally:
+            self.push()
+
     def restore(self) -> None:
         """Takes the studies of the dataset over into the store, and their pictures into their folders.
 
-        The dataset is made where it is missing. ValueError for one that anybody may read, or that cannot be read here.
+        ValueError for a dataset that cannot be read here, and as `push`.
         """
         from huggingface_hub import snapshot_download
 
-        api = self._api()
-        api.create_repo(self._dataset, repo_type="dataset", private=True, exist_ok=True)
-        if not api.repo_info(self._dataset, repo_type="dataset").private:
-            raise ValueError(f"The dataset {self._dataset} is public, and raters' codes are keys: make it private.")
+        api = self._private_dataset()
         place = Path(
             snapshot_download(
                 self._dataset,
@@ -147,7 +151,11 @@ class Hub:
         self._is_restored.set()
 
     def push(self) -> None:
-        """Brings the dataset up to date with the store."""
+        """Brings the dataset up to date with the store. ValueError for a dataset that anybody may read.
+
+        The dataset is made where it is missing.
+        """
+        self._private_dataset()
         until_us = time.time_ns() // 1000
         fresh = list(self._changes())
         journal = self._root / JOURNALS / self._name
@@ -192,7 +200,7 @@ class Hub:
         from huggingface_hub import CommitOperationAdd
 
         adding = [CommitOperationAdd(name, path) for name, path in files.items()]
-        self._api().create_commit(self._dataset, adding, commit_message=title, repo_type="dataset")
+        self._private_dataset().create_commit(self._dataset, adding, commit_message=title, repo_type="dataset")
 
     def _bring_picture(self, place: Path, values: dict[str, Any]) -> None:
         """Puts a downloaded picture to where it is served from. ValueError for one that is missing or was changed."""
@@ -213,10 +221,17 @@ class Hub:
         write_file(target, lambda path: path.write_bytes(data))
         os.utime(target, (DATE_S, DATE_S))
 
-    def _api(self) -> HfApi:
+    def _private_dataset(self) -> HfApi:
+        """What asks the Hub, once it is known that nobody else can read the dataset."""
         from huggingface_hub import HfApi
 
-        return HfApi(token=os.environ.get("HF_TOKEN"))
+        api = HfApi(token=os.environ.get("HF_TOKEN"))
+        if not self._is_private:
+            api.create_repo(self._dataset, repo_type="dataset", private=True, exist_ok=True)
+            if not api.repo_info(self._dataset, repo_type="dataset").private:
+                raise ValueError(f"The dataset {self._dataset} is public, and raters' codes are keys: make it private.")
+            self._is_private = True
+        return api
 
 
 def read_journal(path: Path) -> list[Row]:

@@ -368,6 +368,36 @@ def test_a_crowded_server_is_said_and_asked_again(rater, studies):
     assert answers(studies, study) == ["left"]
 
 
+def test_the_page_says_what_is_saved_here_and_what_on_the_hub(rater, studies):
+    """The receipts are the server's own, but for what they say of the Hub."""
+    study = drawn_study(studies, example_plan(prompts=12))
+    page = rater(study)
+    begin(page)
+    states = iter(
+        [
+            ({"until_us": None, "problem": ""}, "Saved here; the Hub follows"),
+            ({"until_us": 0, "problem": "The Hub does not answer."}, "Saved here. The Hub does not answer."),
+            ({"until_us": -60_000_000, "problem": ""}, "the last ones follow"),
+            ({"until_us": 60_000_000, "problem": ""}, "Saved here, and to the Hub at"),
+        ]
+    )
+    for hub, says in states:
+
+        def tell(route, hub=hub):
+            answer = route.fetch()
+            content = answer.json()
+            now_us = content["standing"]["now_us"]
+            shift = hub["until_us"]
+            content["standing"]["hub"] = hub | {"until_us": shift and now_us + shift}
+            route.fulfill(response=answer, json=content)
+
+        page.route("**/vote/*/vote", tell)
+        press(page, "ArrowLeft")
+        page.locator("#saved", has_text=says).wait_for()
+        page.unroute("**/vote/*/vote")
+    assert re.search(r"at \d\d:\d\d", page.locator("#saved").inner_text())
+
+
 def test_a_study_that_ends_meanwhile_thanks_and_says_what_counted(rater, studies):
     study = drawn_study(studies, example_plan(prompts=12))
     page = rater(study)

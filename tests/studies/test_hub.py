@@ -210,6 +210,19 @@ def test_a_dataset_that_is_none_of_ours_changes_nothing(server, machine, name, d
     assert studies.store.studies() == [] and not hub.is_restored
 
 
+def test_what_cannot_be_brought_back_keeps_nothing_from_being_saved(server, machine):
+    server.exists, server.files["journals/a.jsonl"] = True, b"not json\n"
+    studies, hub = machine(every_s=3600)
+    study = drawn_study(studies, example_plan(prompts=2), 8)
+    vote_next(studies.store, studies.store.join(study.id))
+    hub.start()
+    until(lambda: hub.saved.problem)
+    hub.stop()
+    assert not hub.is_restored
+    ours = next(data for name, data in server.files.items() if name.startswith("journals/2"))
+    assert b'"votes"' in ours
+
+
 def test_pictures_that_were_changed_or_are_missing_bring_no_study_back(server, machine):
     studies, hub = machine()
     drawn_study(studies, example_plan(prompts=2), 8)
