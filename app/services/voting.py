@@ -129,7 +129,6 @@ class Invitation:
 class Standing:
     """Where a rater is, and how safe the votes are."""
 
-    code: str
     place: Place
     now_us: int  # by the server's clock: every vote acknowledged so far was stored before it
     hub: Saved | None  # None where votes go to no Hub
@@ -272,7 +271,7 @@ class Voting:
     def _standing(self, store: Store, study: str, code: str, count: int) -> Standing:
         now_us = time.time_ns() // 1000
         hub = None if self._studies.hub is None else self._studies.hub.saved
-        return Standing(code, store.place(code, count, study=study), now_us, hub)
+        return Standing(store.place(code, count, study=study), now_us, hub)
 
     def _standing_after(self, store: Store, study: str, asked: PlaceRequest) -> Standing | None:
         """The standing after something was stored, whose receipt nothing that fails here may hold back."""

@@ -88,28 +88,13 @@ async function pump() {
   sending = true;
   clearTimeout(retryTimer);
   try {
-    while (queue.size) {
-      const vote = queue.values().next().value;
-      vote.tried = true;
-      drawSaved();
-      const { code, ticket, answers, dwell_s } = vote;
-      try {
-        const { standing } = await ask("vote", { code, ticket, answers, dwell_s, count: wanted() });
-        settle(vote);
-        if (standing) rater.savedUs = standing.now_us;
-        else rater.done += 1; // the study has just ended: stored all the same
-        stand(standing);
-      } catch (error) {
-        if (!(error instanceof Trouble) || error.passes) throw error;
-        settle(vote);
-        refuse(error, "A vote could not be stored.");
-      }
-      [failures, trouble] = [0, null];
+    do {
+      while (queue.size && !over) await sendNext();
       if (over) return;
-    }
-    if (undoing) await takeBack();
-    else if (!rater.ahead.length && rater.done < rater.total) await more();
-    [failures, trouble] = [0, null];
+      if (undoing) await takeBack();
+      else if (!rater.ahead.length && rater.done < rater.total) await more();
+      [failures, trouble] = [0, null];
+    } while (queue.size || undoing); // what was asked for meanwhile
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
     trouble = error;
@@ -118,6 +103,26 @@ async function pump() {
     sending = false;
     draw();
   }
+}
+
+async function sendNext() {
+  const vote = queue.values().next().value;
+  vote.tried = true;
+  drawSaved();
+  const { code, ticket, answers, dwell_s } = vote;
+  try {
+    const { standing } = await ask("vote", { code, ticket, answers, dwell_s, count: wanted() });
+    settle(vote);
+    if (standing) rater.savedUs = standing.now_us;
+    else rater.done += 1; // the study has just ended: stored all the same
+    stand(standing);
+  } catch (error) {
+    if (!(error instanceof Trouble) || error.passes) throw error;
+    settle(vote);
+    rater.answered.delete(ticket); // the pair will be asked about again
+    refuse(error, "A vote could not be stored.");
+  }
+  [failures, trouble] = [0, null];
 }
 
 async function more() {
@@ -556,7 +561,7 @@ async function goOn(code) {
 }
 
 function enter(standing) {
-  rater.code = standing.code;
+  rater.code = standing.place.code;
   rater.savedUs = standing.now_us;
   Object.assign(rater, { ahead: [], answered: new Set() });
   drawCode();

@@ -121,6 +121,7 @@ class Showing:
 class Place:
     """Where a rater is in a study."""
 
+    code: str  # as people read it
     done: int  # trials that the rater has answered
     total: int
     ahead: tuple[Showing, ...]  # the next trials; none where all are answered
@@ -298,7 +299,7 @@ class Store:
         ahead = [trial for trial in seat.trials if trial.number not in done][:count]
         last = _last(given)
         return Place(
-            *(len(done), len(seat.trials)),
+            *(seat.code, len(done), len(seat.trials)),
             tuple(self._showing(seat, trial, given, len(done)) for trial in ahead),
             seat.ticket(last.trial, last.attempt) if last else None,
         )
@@ -541,6 +542,7 @@ class _Seat:
 
     study: Study
     number: int
+    code: str
     secret: str
 
     @classmethod
@@ -551,7 +553,7 @@ class _Seat:
             _study(connection, study)  # one that does not exist is the better answer
             raise Foreign("This code belongs to another study: open that one, or start here as a new rater.")
         row = connection.execute(studies.select().where(studies.c.id == rater.study)).one()
-        return cls(_as_study(row), rater.number, row.secret)
+        return cls(_as_study(row), rater.number, rater.code, row.secret)
 
     @property
     def trials(self) -> tuple[Trial, ...]:

@@ -59,7 +59,7 @@ def join(client, study, number=0):
     """The code of a new rater."""
     answer = client.post(f"/vote/{study.id}/join", json={"claim": claim(number)})
     assert answer.status_code == 200, answer.text
-    return answer.json()["code"]
+    return answer.json()["place"]["code"]
 
 
 def ahead(client, study, code, count=1):
@@ -140,13 +140,13 @@ def test_an_undo_names_its_vote_so_that_a_second_copy_takes_nothing_else_back(cl
 def test_one_claim_is_one_rater_however_often_it_is_made(voting, studies, study):
     asked = parse(JoinRequest, {"claim": claim(7)})
     with ThreadPoolExecutor(8) as pool:
-        codes = set(pool.map(lambda _: voting.join(study.id, asked).code, range(16)))
+        codes = set(pool.map(lambda _: voting.join(study.id, asked).place.code, range(16)))
     assert len(codes) == 1 and len(studies.store.raters(study.id)) == 1
     assert join_code(voting, study, 8) not in codes
 
 
 def join_code(voting, study, number):
-    return voting.join(study.id, parse(JoinRequest, {"claim": claim(number)})).code
+    return voting.join(study.id, parse(JoinRequest, {"claim": claim(number)})).place.code
 
 
 def test_raters_start_from_one_budget_whatever_their_address(voting, study, monkeypatch):

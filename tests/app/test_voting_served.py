@@ -78,7 +78,7 @@ def test_votes_outlive_the_machine_when_the_app_is_asked_to_stop(options, tmp_pa
     studies = Studies(first)
     study = drawn_study(studies, example_plan(prompts=6), 8)
     with served(first, tmp_path / "first.txt", program, **online) as (address, _):
-        code = post(address, f"{study.id}/join", {"claim": "0" * 32})[1]["code"]
+        code = post(address, f"{study.id}/join", {"claim": "0" * 32})[1]["place"]["code"]
         place = post(address, f"{study.id}/place", {"code": code, "count": 2})[1]["place"]
         for shown in place["ahead"]:
             vote = {"code": code, "ticket": shown["ticket"], "answers": {"overall": "left"}, "dwell_s": 1}

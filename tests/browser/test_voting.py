@@ -239,6 +239,8 @@ def test_a_rater_comes_back_on_another_device_by_the_code(rater, studies):
     count(other, f"3 of {study.plan.num_trials}")
     assert files(other) == shown_files(studies, study, 3)
     assert len(studies.store.raters(study.id)) == 1
+    other.locator("#help").click()
+    assert code in other.locator("#keys").inner_text()  # however it was typed
     # The first device knows its code by itself.
     page.reload()
     assert code in page.locator("#known").inner_text()
