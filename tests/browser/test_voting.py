@@ -375,25 +375,26 @@ def test_the_page_says_what_is_saved_here_and_what_on_the_hub(rater, studies):
     study = drawn_study(studies, example_plan(prompts=12))
     page = rater(study)
     begin(page)
-    states = iter(
-        [
-            ({"until_us": None, "problem": ""}, "Saved here; the Hub follows"),
-            ({"until_us": 0, "problem": "The Hub does not answer."}, "Saved here. The Hub does not answer."),
-            ({"until_us": -60_000_000, "problem": ""}, "the last ones follow"),
-            ({"until_us": 60_000_000, "problem": ""}, "Saved here, and to the Hub at"),
-        ]
-    )
-    for hub, says in states:
+    minute_us = 60_000_000
+    states = {
+        "Saved here; the Hub follows": (None, ""),
+        "Saved here. The Hub does not answer.": (None, "The Hub does not answer."),
+        "the last ones follow": (-minute_us, ""),
+        "Saved here, and to the Hub at": (minute_us, ""),
+    }
 
-        def tell(route, hub=hub):
+    def telling(after_us, problem):
+        def tell(route):
             answer = route.fetch()
             content = answer.json()
-            now_us = content["standing"]["now_us"]
-            shift = hub["until_us"]
-            content["standing"]["hub"] = hub | {"until_us": shift and now_us + shift}
+            until_us = None if after_us is None else content["standing"]["now_us"] + after_us
+            content["standing"]["hub"] = {"until_us": until_us, "problem": problem}
             route.fulfill(response=answer, json=content)
 
-        page.route("**/vote/*/vote", tell)
+        return tell
+
+    for says, state in states.items():
+        page.route("**/vote/*/vote", telling(*state))
         press(page, "ArrowLeft")
         page.locator("#saved", has_text=says).wait_for()
         page.unroute("**/vote/*/vote")
