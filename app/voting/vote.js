@@ -375,7 +375,7 @@ const reason = () => (trouble.status ? "The server is busy" : "No connection");
 function savedText() {
   if (queue.size)
     return trouble ? `${reason()}: ${plural(queue.size, "vote")} kept on this device, sent as soon as it can be` : "Saving …";
-  if (!rater.done) return "";
+  if (!rater.done) return "Each vote is saved as you give it";
   const hub = rater.hub;
   if (!hub) return "Saved";
   if (hub.until_us && hub.until_us >= rater.savedUs) return `Saved here, and to the Hub at ${clock(hub.until_us)}`;
@@ -386,6 +386,7 @@ function savedText() {
 function drawSaved() {
   const text = savedText();
   for (const place of [$("#saved"), $("#end-saved")]) if (place.textContent !== text) place.textContent = text;
+  $("#end-saved").hidden = !rater.hub; // without a Hub it says no more than the line above it
   $("#saved").dataset.state = queue.size && trouble ? "waiting" : queue.size ? "saving" : "saved";
   document.body.dataset.unsaved = queue.size;
 }
@@ -443,8 +444,8 @@ function drawSteps() {
 
 function drawEnd() {
   show("end");
-  const counted = rater.done === rater.total ? `All ${plural(rater.total, "vote")} of yours are stored, and each counts once.`
-    : `${plural(rater.done, "vote")} of yours ${rater.done === 1 ? "is" : "are"} stored, and each counts once.`;
+  const counted = rater.done === rater.total ? `All ${rater.total} of your votes are stored, and each counts once.`
+    : `${plural(rater.done, "vote")} of yours ${rater.done === 1 ? "is" : "are"} stored, and counted once.`;
   $("#end-text").textContent = over ? `${over} ${counted}` : `You have answered everything. ${counted}`;
   $("#end-undo").hidden = Boolean(over) || !rater.last;
 }

@@ -159,6 +159,14 @@ def test_raters_start_from_one_budget_whatever_their_address(voting, study, monk
     assert join_code(voting, study, 0)  # who has started already is not held back
 
 
+def test_a_full_study_takes_no_more_raters_and_keeps_those_it_has(client, study, monkeypatch):
+    monkeypatch.setattr(keeping, "MAX_RATERS", 1)
+    code = join(client, study)
+    answer = client.post(f"/vote/{study.id}/join", json={"claim": claim(1)})
+    assert answer.status_code == 409 and "takes no more" in answer.json()["sentence"]
+    assert vote(client, study, code, ahead(client, study, code)[0]["ticket"]).status_code == 200
+
+
 def test_a_budget_refills_with_time():
     now = [0.0]
     budget = Budget(2, per_minute=30, clock=lambda: now[0])
