@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 
-# Before Gradio is imported: no look-ups on the network, and in reload mode (`gradio app.py`) the script must not be
-# registered under the name of the package beside it.
+# Before Gradio is imported: no look-ups on the network, unless votes are to go to the Hub; and in reload mode
+# (`gradio app.py`) the script must not be registered under the name of the package beside it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not any(word.startswith("--votes-dataset") for word in sys.argv):
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
     os.environ["GRADIO_WATCH_MODULE_NAME"] = "studio"
 
 import argparse
 import signal
-import sys
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -36,11 +37,16 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     parser.add_argument("--runs", type=Path, default=Options().runs, help="folder of training runs")
     parser.add_argument("--studies", type=Path, default=Options().studies, help="folder of preference studies")
     parser.add_argument("--database", help="postgresql:// URL of the studies (default: SQLite in their folder)")
+    parser.add_argument(
+        "--votes-dataset",
+        metavar="OWNER/NAME",
+        help="private dataset of the Hub that keeps studies too (needs HF_TOKEN)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="beyond loopback, local paths are closed")
     parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
     served = parser.parse_args(arguments)
     public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
-    places = {name: getattr(served, name) for name in ("runs", "studies", "database")}
+    places = {name: getattr(served, name) for name in ("runs", "studies", "database", "votes_dataset")}
     options = Options(**weights(served), **places, local_paths=not public)
     return options, served
 
@@ -59,10 +65,15 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"Nothing can be served at {served.host}:{served.port or '7860 and on'}: choose --port ({error}).")
     print(f"SRPO Studio is at {page.local_url}", flush=True)
+    try:
+        studio.studies.start()
+    except ValueError as error:
+        sys.exit(str(error))
     studio.start()  # only now: the page is up before torch is imported
     try:
         page.block_thread()
     finally:
+        studio.studies.close()
         studio.pictures.close()
         sys.stdout.flush()
         os._exit(0)  # the interpreter's own end would abort, exit status and all, where a thread is within torch

@@ -27,6 +27,7 @@ class Options:
     runs: Path = Path("runs")
     studies: Path = Path("studies")  # their pictures, and their database where `database` names none
     database: str | None = None  # a postgresql:// URL
+    votes_dataset: str | None = None  # OWNER/NAME: a private dataset of the Hub in which the studies are kept as well
     device: str = "cpu"
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine

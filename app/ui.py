@@ -9,7 +9,9 @@ import gradio as gr
 
 from app import theme
 from app.services.studio import Studio
+from app.services.voting import Voting
 from app.tabs import compare, finetune, guide, recoveries, studies, words
+from app.voting.routes import routes
 
 TITLE = "SRPO Studio"
 # From look to look into the empty queue. Gradio looks a thousand times a second, which takes a twentieth of a core from
@@ -63,6 +65,7 @@ def launch_options(studio: Studio) -> dict[str, Any]:
         "css": theme.css(),
         "js": (Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         "quiet": True,
+        "app_kwargs": {"routes": routes(Voting(studio.studies))},  # before Gradio's own, which answer any address
         "_frontend": False,  # or Gradio gives up where its own page takes three seconds to answer, on a busy machine
         "footer_links": [],
         "run_history": False,

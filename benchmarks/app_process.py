@@ -131,11 +131,12 @@ class App:
 
 
 @contextmanager
-def started(options: Options, runs: Path | None = None) -> Iterator[App]:
-    """The app over these weights and runs, or over none, as a process that ends with the block."""
+def started(options: Options, runs: Path | None = None, studies: Path | None = None) -> Iterator[App]:
+    """The app over these weights, runs and studies, or over none, as a process that ends with the block."""
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log.txt", _free_port()
         own = ["--port", str(port), "--runs", str(runs or Path(folder) / "runs")]
+        own += ["--studies", str(studies or Path(folder) / "studies")]
         command = [sys.executable, "app.py", *own, *as_arguments(options)]
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)

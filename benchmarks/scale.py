@@ -22,6 +22,8 @@ class Scale:
     simulations: int = 2000  # of votes, for every spread of prompts
     boards: int = 50  # simulated ones, for strengths and for each defect
     votes: int = 20  # of each of 50 raters
+    crowd: int = 500  # raters who vote at once, twice each
+    app_kills: int = 10  # of the whole app while raters vote
     rounds_of_flux: int = 3  # updates at FLUX.1-dev's size
     quick: bool = False
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
@@ -42,6 +44,8 @@ QUICK = Scale(
     simulations=200,
     boards=3,
     votes=2,
+    crowd=100,
+    app_kills=1,
     rounds_of_flux=1,
     quick=True,
     cold_start=False,

@@ -13,18 +13,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import optimize, special
 
+from app.services.studies import Studies
 from app.state import Options
+from benchmarks import app_process
 from benchmarks.figures import Figure
+from benchmarks.raters import Raters
 from benchmarks.scale import Scale
 from srpo.studies.bradley_terry import PRIOR_SD, fit
 from srpo.studies.criteria import PAPER, WHOLE
 from srpo.studies.estimates import clustered
 from srpo.studies.health import health
+from srpo.studies.images import keep
 from srpo.studies.schedule import broken_rules, pictures, schedule
 from srpo.studies.schema import FixedStop, Plan, SequentialStop
 from srpo.studies.simulation import (
@@ -57,14 +63,22 @@ FIGURES = (
     Figure("planted defects that are flagged", "%", at_least=95),
     Figure("clean boards with a flag", "%", at_most=1),
     Figure("a vote, 50 raters at once: 95th percentile", "s", at_most=0.7),
+    Figure("requests of the 50 that were not answered", "requests", at_most=0),
+    Figure("a crowd at once: requests told to come back", "requests"),
+    Figure("a crowd at once: requests that failed otherwise", "requests", at_most=0),
+    Figure("a crowd at once: acknowledged votes lost or changed", "votes", at_most=0),
+    Figure("kill -9 of the whole app while raters vote", "kills"),
+    Figure("votes acknowledged before the app's kills", "votes"),
+    Figure("acknowledged votes that the app's kills lost", "votes", at_most=0),
+    Figure("votes that the app's kills doubled or changed", "votes", at_most=0),
 )
 
 
 def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     """(name, value) of the figures. No weights are needed."""
-    names = iter(figure.name for figure in FIGURES)
+    names = [figure.name for figure in FIGURES]
     with tempfile.TemporaryDirectory() as folder:
-        yield from zip(names, kill_writers(str(Path(folder) / "studies.db"), scale.kills), strict=False)
+        yield from zip(names[:4], kill_writers(str(Path(folder) / "studies.db"), scale.kills), strict=True)
     yield "rules that random schedules break", broken_schedules(scale.studies)
     coverages = [coverage(sd, scale.simulations) for sd in PROMPT_SDS]
     yield "95 % interval, votes clustered: lowest coverage", 100 * min(coverages)
@@ -75,7 +89,9 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     yield "planted defects that are flagged", 100 * found
     yield "clean boards with a flag", 100 * clean
     with tempfile.TemporaryDirectory() as folder:
-        yield "a vote, 50 raters at once: 95th percentile", slow_vote_s(str(Path(folder) / "studies.db"), scale.votes)
+        yield from zip(names[-4:], kill_app(options, Path(folder), scale.app_kills), strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from crowded(options, Path(folder), scale.votes, scale.crowd)
 
 
 # Kills
@@ -257,30 +273,87 @@ def flags(boards: int) -> tuple[float, float]:
 # Load
 
 
-def slow_vote_s(place: str, votes_each: int) -> float:
-    """The 95th percentile of the seconds from asking for a trial to the receipt, 50 raters in as many threads."""
-    store = Store(place)
-    study = open_study(store, example_plan(prompts=100))
-    codes = [store.join(study.id).code for _ in range(VOTERS)]
-    seconds: list[float] = []
+def crowded(options: Options, root: Path, votes_each: int, crowd: int) -> Iterator[tuple[str, float]]:
+    """(name, value) of what raters meet over HTTP: 50 who look at every pair and vote without a pause, then a crowd."""
+    with _voting(options, root, 1 + VOTERS + crowd, votes_each + 2) as (app, studies, study, codes):
+        app.wait_for_models()  # loading them is not what is measured
+        first = Raters(app.address, study.id, codes[:1])
+        _join(first.vote(1))  # what a first request imports and caches
+        some = Raters(app.address, study.id, codes[1 : 1 + VOTERS], looks=True)
+        _join(some.vote(votes_each))
+        yield "a vote, 50 raters at once: 95th percentile", statistics.quantiles(some.seconds, n=20)[-1]
+        yield "requests of the 50 that were not answered", some.outcomes.total() - some.outcomes["answered"]
+        many = Raters(app.address, study.id, codes[1 + VOTERS :])
+        _join(many.vote(2))
+        if some.acknowledged != VOTERS * votes_each or many.acknowledged != 2 * crowd:
+            raise RuntimeError(f"{many.acknowledged} of {2 * crowd} votes were acknowledged: {dict(many.outcomes)}")
+        refused = many.outcomes.pop("refused", 0)
+        yield "a crowd at once: requests told to come back", refused
+        yield (
+            "a crowd at once: requests that failed otherwise",
+            many.outcomes.total() - many.outcomes["answered"],
+        )
+        lost = sum(sum(raters.lost_and_doubled(studies.store)) for raters in (some, many))
+        yield "a crowd at once: acknowledged votes lost or changed", lost
 
-    def work(code: str) -> None:
-        for _ in range(votes_each):
-            started_s = time.perf_counter()
-            (shown,) = store.showings(code)
-            store.vote(code, shown.ticket, {WHOLE.key: "left"}, 1.0)
-            seconds.append(time.perf_counter() - started_s)
 
-    threads = [threading.Thread(target=work, args=(code,)) for code in codes]
+def kill_app(options: Options, root: Path, kills: int) -> tuple[int, int, int, int]:
+    """(kills, votes acknowledged, of them lost, stored twice or otherwise than sent) of the app, killed and restarted.
+
+    Eight raters vote all the time. While there is no app they send the same votes until it is back.
+    """
+    rng, over = random.Random(0), threading.Event()
+    studies = Studies(replace(options, studies=root))
+    study = open_study(studies.store, example_plan(prompts=2000))
+    codes = [studies.store.join(study.id).code for _ in range(8)]
+    studies.store.close()
+    raters = Raters("", study.id, codes)
+    threads: list[threading.Thread] = []
+    for _ in range(kills):
+        with app_process.started(options, studies=root) as app:
+            app.wait_for_page()
+            raters.address, before = app.address, raters.acknowledged
+            threads = threads or raters.vote(until=over.is_set)
+            _wait_for_votes(raters, before)
+            time.sleep(rng.uniform(0.0, 2.0))
+            app.process.kill()
+            app.process.wait()
+    over.set()
+    _join(threads)
+    with contextlib.closing(Store(root / "studies.db")) as store:
+        return kills, raters.acknowledged, *raters.lost_and_doubled(store)
+
+
+@contextlib.contextmanager
+def _voting(
+    options: Options, root: Path, raters: int, trials: int
+) -> Iterator[tuple[app_process.App, Studies, Study, list[str]]]:
+    """(the app, its studies, an open one of that many trials for each rater, the codes of so many raters)."""
+    studies = Studies(replace(options, studies=root))
+    try:
+        study = drawn_study(studies, example_plan(prompts=max(trials, 12)), side=128)
+        codes = [studies.store.join(study.id).code for _ in range(raters)]
+        with app_process.started(options, studies=root) as app:
+            app.wait_for_page()
+            yield app, studies, study, codes
+    finally:
+        studies.store.close()
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    stored = len(store.votes(study.id))
-    store.close()
-    if stored != VOTERS * votes_each:
-        raise RuntimeError(f"{stored} of {VOTERS * votes_each} votes were stored")
-    return statistics.quantiles(seconds, n=20)[-1]
+        thread.join(app_process.LIMIT_S)
+        if thread.is_alive():
+            raise RuntimeError(f"raters were not done within {app_process.LIMIT_S:g} s")
+
+
+def _wait_for_votes(raters: Raters, before: int) -> None:
+    """Until more than so many votes are acknowledged."""
+    ends_s = time.monotonic() + app_process.LIMIT_S
+    while raters.acknowledged <= before:
+        if time.monotonic() > ends_s:
+            raise RuntimeError(f"no vote was acknowledged within {app_process.LIMIT_S:g} s: {dict(raters.outcomes)}")
+        time.sleep(0.01)
 
 
 # Studies to measure on
@@ -289,6 +362,23 @@ def slow_vote_s(place: str, votes_each: int) -> float:
 def picture_rows(plan: Plan) -> list[Picture]:
     """A row for every picture of the plan; there are no such files."""
     return [Picture(shown, f"{secrets.token_hex(16)}.png", "0" * 64, "1" * 64, 64, 64) for shown in pictures(plan)]
+
+
+def drawn_study(studies: Studies, plan: Plan, side: int = 64) -> Study:
+    """An open study with all its pictures as files: a disc on a ground, of other colours in each."""
+    study = studies.store.create(plan)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    made = []
+    for number, shown in enumerate(pictures(plan)):
+        rng = np.random.default_rng(number)
+        ground, disc = rng.integers(40, 216, (2, 3))
+        (cx, cy), radius = rng.uniform(-0.4, 0.4, 2), rng.uniform(0.2, 0.6)
+        inside = (((x - cx) ** 2 + (y - cy) ** 2) < radius**2)[..., None]
+        shaded = np.where(inside, disc, ground) + 30 * (x + y)[..., None]
+        image = Image.fromarray(shaded.clip(0, 255).astype(np.uint8))
+        made.append(keep(studies.folder(study.id), shown, image, f"{number:064x}"))
+    studies.store.add_pictures(study.id, made)
+    return studies.store.open(study.id)
 
 
 def open_study(store: Store, plan: Plan) -> Study:

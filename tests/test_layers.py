@@ -36,16 +36,19 @@ OURS = {
         *("srpo.training.config", "srpo.training.flops"),
     ),
     "app.tabs": ("app",),
+    "app.voting": ("app.services",),
 }
 
 # What a package may not import, of ours or of others.
 MODELS = ("torch", "diffusers", "transformers")
+WEB = ("gradio", "fastapi", "starlette")
 FORBIDDEN = {
     "srpo": ("app", "gradio"),
     "srpo.studies": MODELS,
-    "app.services": ("gradio", "app.tabs", "app.ui"),
+    "app.services": (*WEB, "app.tabs", "app.ui", "app.voting"),
     "app.state": ("gradio", "app.tabs", "app.ui"),
     "app.tabs": MODELS,
+    "app.voting": (*MODELS, "gradio"),  # raters get nothing of the page whose config names the models
 }
 
 # What a package may import of others, beside the standard library. No entry: anything.
@@ -150,6 +153,10 @@ def late():
         ("app.state", "gradio.State"),
         ("app.tabs.compare", "torch"),
         ("app.tabs.compare", "srpo.policies.flux.FluxPolicy"),
+        ("app.services.voting", "starlette.requests.Request"),
+        ("app.services.voting", "app.voting.routes"),
+        ("app.voting.routes", "gradio"),
+        ("app.voting.routes", "srpo.studies.store.Store"),
     ],
 )
 def test_an_import_against_an_arrow_is_reported(module, name):
@@ -175,6 +182,9 @@ def test_an_import_against_an_arrow_is_reported(module, name):
         ("app.tabs.compare", "gradio"),
         ("app.tabs.compare", "app.services.compare"),
         ("app.ui", "gradio"),
+        ("app.ui", "app.voting.routes"),
+        ("app.voting.routes", "starlette.routing.Route"),
+        ("app.voting.routes", "app.services.voting"),
     ],
 )
 def test_an_import_along_an_arrow_is_not_reported(module, name):

@@ -1,4 +1,4 @@
-"""Where the studies of this app live: one database, and a folder of served pictures for each study."""
+"""Where the studies of this app live: a database, a folder of served pictures for each study, a copy on the Hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from app.state import Options
+from srpo.studies.hub import Hub
 from srpo.studies.store import Store
 
 
@@ -16,7 +17,9 @@ class Studies:
     def __init__(self, options: Options) -> None:
         self.root = options.studies
         self._database = options.database
+        self._dataset = options.votes_dataset
         self._lock = threading.Lock()
+        self.hub: Hub | None = None  # once started, and if one is wanted
 
     @property
     def store(self) -> Store:
@@ -30,6 +33,17 @@ class Studies:
             return Store(self._database)
         self.root.mkdir(parents=True, exist_ok=True)
         return Store(self.root / "studies.db")
+
+    def start(self) -> None:
+        """Begins to keep the studies on the Hub, where a dataset is named for them. ValueError, one sentence."""
+        if self._dataset is not None and self.hub is None:
+            self.hub = Hub(self._dataset, self.store, self.folder, self.root / "hub")
+            self.hub.start()
+
+    def close(self) -> None:
+        """Brings what is left to the Hub; nothing is stored after it."""
+        if self.hub is not None:
+            self.hub.stop()
 
     def folder(self, identity: str) -> Path:
         """Where the served pictures of the study lie; each is named by its `Picture.file`."""

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,14 +31,38 @@ from srpo.studies.tables import quick_votes, raters, studies, votes
 from srpo.studies.votes import Vote, check_answers, check_dwell
 
 State = Literal["preparing", "open", "closed"]
+Row = tuple[str, dict[str, Any]]  # a table's name, and the values of its columns
+COPIED = (studies, tables.pictures, raters, votes)  # in the order in which they refer to one another
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that look alike, or make words
 CODE_LENGTH = 8
 MAX_RATERS = 10_000
 MAX_FACTS = 4000  # characters, of a quick vote
+NOT_BEGUN = "This study has not begun yet: come back later."
+ENDED = "This study has ended: thank you, no more votes are needed."
 
 
 class Refused(ValueError):
     """What a rater asked for cannot be done; one sentence says why."""
+
+
+class Unknown(Refused):
+    """There is no such study, or no rater with such a code."""
+
+
+class Foreign(Refused):
+    """The code or the trial is another rater's, or another study's."""
+
+
+class Unfit(Refused):
+    """The answers are none to the study's questions."""
+
+
+class NotBegun(Refused):
+    """The study is still being prepared."""
+
+
+class Ended(Refused):
+    """The study is closed."""
 
 
 class Unavailable(OSError):
@@ -91,6 +115,17 @@ class Showing:
     right: str | None
     done: int  # trials that the rater has answered
     total: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rater is in a study."""
+
+    code: str  # as people read it
+    done: int  # trials that the rater has answered
+    total: int
+    ahead: tuple[Showing, ...]  # the next trials; none where all are answered
+    last: str | None  # the ticket of the last vote that counts, by which it can be taken back
 
 
 @dataclass(frozen=True)
@@ -251,38 +286,54 @@ class Store:
 
     # Votes
 
-    def showings(self, code: str, count: int = 1) -> list[Showing]:
-        """The next trials of the rater, at most `count`; none where all are answered. Refused for an unknown code."""
+    def place(self, code: str, count: int = 1, *, study: str | None = None) -> Place:
+        """Where the rater is, with at most `count` trials ahead. Refused for an unknown code.
+
+        study: where it is named, as in `vote` and `undo`, a code of another study is refused.
+        """
         with self._read() as connection:
-            seat = _Seat.of(connection, code)
+            seat = _Seat.of(connection, code, study=study)
             _require_open(seat.study)
             given = seat.votes(connection)
-        done = [number for number, row in given.items() if not row.undone]
-        ahead = [trial for trial in seat.trials if trial.number not in set(done)][:count]
-        return [self._showing(seat, trial, given, len(done)) for trial in ahead]
+        done = {number for number, row in given.items() if not row.undone}
+        ahead = [trial for trial in seat.trials if trial.number not in done][:count]
+        last = _last(given)
+        return Place(
+            *(seat.code, len(done), len(seat.trials)),
+            tuple(self._showing(seat, trial, given, len(done)) for trial in ahead),
+            seat.ticket(last.trial, last.attempt) if last else None,
+        )
 
-    def vote(self, code: str, ticket: str, answers: Mapping[str, str], dwell_s: float) -> Receipt:
+    def showings(self, code: str, count: int = 1) -> list[Showing]:
+        """The next trials of the rater, at most `count`; none where all are answered. Refused for an unknown code."""
+        return list(self.place(code, count).ahead)
+
+    def vote(
+        self, code: str, ticket: str, answers: Mapping[str, str], dwell_s: float, *, study: str | None = None
+    ) -> Receipt:
         """A receipt, given when the vote is on the disk; a second copy of a vote changes nothing.
 
         Refused for an unknown code, a study that has ended, a ticket of another trial, and answers that do not fit.
         """
         with self._write() as connection:
-            seat = _Seat.of(connection, code, lock=True)
+            seat = _Seat.of(connection, code, lock=True, study=study)
             trial, attempt = seat.read_ticket(ticket)
-            row = seat.votes(connection).get(trial)
+            given = seat.votes(connection)
+            row = given.get(trial)
             if row is not None and attempt <= row.attempt:
                 return Receipt(False, None if row.undone else json.loads(row.answers))
             _require_open(seat.study)
             try:
                 checked, dwell_s = check_answers(seat.study.plan, answers), check_dwell(dwell_s)
             except ValueError as error:
-                raise Refused(str(error)) from None
+                raise Unfit(str(error)) from None
+            last_us = max((known.at_us for known in given.values()), default=0)
             values = {
                 "attempt": attempt,
                 "undone": 0,
                 "answers": json.dumps(checked),
                 "dwell_s": dwell_s,
-                "at_us": max(_now_us(), 1 + seat.last_us(connection)),  # in order, also where a clock is set back
+                "at_us": max(_now_us(), 1 + last_us),  # in order, also where a clock is set back
             }
             if row is None:
                 connection.execute(votes.insert().values(study=seat.study.id, rater=seat.number, trial=trial, **values))
@@ -290,20 +341,31 @@ class Store:
                 connection.execute(votes.update().where(*seat.is_mine, votes.c.trial == trial).values(**values))
         return Receipt(True, checked)
 
-    def undo(self, code: str) -> Showing:
-        """The trial of the rater's last vote, to be answered anew; that vote no longer counts. Refused without one."""
+    def undo(self, code: str, ticket: str | None = None, *, study: str | None = None) -> Showing:
+        """The trial of the rater's last vote, to be answered anew; that vote no longer counts. Refused without one.
+
+        ticket: of the vote that is meant, so that a second copy of the same wish takes no other vote back. Refused
+        where a later vote counts.
+        """
         with self._write() as connection:
-            seat = _Seat.of(connection, code, lock=True)
+            seat = _Seat.of(connection, code, lock=True, study=study)
             _require_open(seat.study)
             given = seat.votes(connection)
-            counting = [row for row in given.values() if not row.undone]
-            if not counting:
+            done = sum(not row.undone for row in given.values())
+            row = _last(given)
+            if ticket is not None:
+                trial, attempt = seat.read_ticket(ticket)
+                meant = given.get(trial)
+                if meant is None or meant.attempt != attempt or not (meant.undone or meant is row):
+                    raise Refused("Only the last vote can be taken back.")
+                row = meant
+            if row is None:
                 raise Refused("There is no vote to take back.")
-            last = max(counting, key=lambda row: row.at_us)
-            mine = votes.update().where(*seat.is_mine, votes.c.trial == last.trial)
-            connection.execute(mine.values(undone=1))
-            ticket = seat.ticket(last.trial, last.attempt + 1)
-        return self._showing(seat, seat.trials[last.trial], given, len(counting) - 1, ticket)
+            if not row.undone:
+                mine = votes.update().where(*seat.is_mine, votes.c.trial == row.trial)
+                connection.execute(mine.values(undone=1))
+                done -= 1
+        return self._showing(seat, seat.trials[row.trial], given, done, seat.ticket(row.trial, row.attempt + 1))
 
     def votes(self, identity: str) -> list[Vote]:
         """Every vote that counts, in the order in which they were given."""
@@ -382,6 +444,65 @@ class Store:
             for row in rows
         ]
 
+    # Copies elsewhere
+
+    def rows(self, identity: str) -> list[Row]:
+        """Everything that is stored of a study that has begun, as one moment had it: secrets, codes, taken back votes.
+
+        For a copy that a store can be made of again by `merge`.
+        """
+        with self._read() as connection:
+            if _study(connection, identity).state == "preparing":
+                raise NotBegun(NOT_BEGUN)
+            return [
+                (table.name, dict(row._mapping))
+                for table in COPIED
+                for row in connection.execute(table.select().where(_of_study(table) == identity))
+            ]
+
+    def quick_rows(self) -> list[Row]:
+        """The same of all quick votes."""
+        with self._read() as connection:
+            return [(quick_votes.name, dict(row._mapping)) for row in connection.execute(quick_votes.select())]
+
+    def merge(self, rows: Iterable[Row]) -> None:
+        """Takes over what `rows` of another store gave, all or none of it: what is missing here, or older.
+
+        In whatever order and however often it comes, the same is stored in the end. ValueError for anything else.
+        """
+        known = {table.name: table for table in (*COPIED, quick_votes)}
+        by_table: dict[str, list[dict[str, Any]]] = {name: [] for name in known}
+        for name, values in rows:
+            if name not in known or set(values) != set(known[name].c.keys()):
+                raise ValueError("A row of the copied studies is none of this program's, or of a newer version of it.")
+            if name == studies.name and (values["state"], values["sha256"]) not in (
+                (state, _plan(values["plan"]).sha256) for state in ("open", "closed")
+            ):
+                raise ValueError("A study among the copied ones was changed: its plan has another hash.")
+            by_table[name].append(values)
+        try:
+            with self._write() as connection:
+                for name, table in known.items():
+                    for values in by_table[name]:
+                        connection.execute(self._taking_over(table, values))
+        except (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError) as error:
+            raise ValueError("The copied studies do not fit one another, or what is here.") from error
+        for values in by_table[studies.name]:
+            self._pictures.pop(values["id"], None)
+
+    def _taking_over(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
+        """The insertion of a row that changes a row of that key where it is older, and nothing else."""
+        insert = (sqlite if self._engines.is_sqlite else postgresql).insert(table).values(**values)
+        new = insert.excluded
+        if table is votes:  # a vote is given, taken back, given with the next attempt, and so on
+            newer = 2 * new.attempt + new.undone > 2 * votes.c.attempt + votes.c.undone
+        elif table is studies:
+            newer = sa.and_(new.state == "closed", studies.c.state != "closed")
+        else:
+            return insert.on_conflict_do_nothing(index_elements=table.primary_key)
+        changed = {column.name: new[column.name] for column in table.c if not column.primary_key}
+        return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed, where=newer)
+
     # Inside
 
     @contextmanager
@@ -421,14 +542,18 @@ class _Seat:
 
     study: Study
     number: int
+    code: str
     secret: str
 
     @classmethod
-    def of(cls, connection: sa.Connection, code: str, *, lock: bool = False) -> _Seat:
-        """The seat of a code. lock: no other vote of this rater comes in between."""
+    def of(cls, connection: sa.Connection, code: str, *, lock: bool = False, study: str | None = None) -> _Seat:
+        """The seat of a code, in that study where one is named. lock: no other vote of this rater comes in between."""
         rater = _rater(connection, code, lock=lock)
+        if study not in (None, rater.study):
+            _study(connection, study)  # one that does not exist is the better answer
+            raise Foreign("This code belongs to another study: open that one, or start here as a new rater.")
         row = connection.execute(studies.select().where(studies.c.id == rater.study)).one()
-        return cls(_as_study(row), rater.number, row.secret)
+        return cls(_as_study(row), rater.number, rater.code, row.secret)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -443,10 +568,6 @@ class _Seat:
         """All rows of this rater, those taken back included, by trial."""
         return {row.trial: row for row in connection.execute(votes.select().where(*self.is_mine))}
 
-    def last_us(self, connection: sa.Connection) -> int:
-        """When the rater voted last, 0 before the first vote."""
-        return connection.scalar(sa.select(sa.func.max(votes.c.at_us)).where(*self.is_mine)) or 0
-
     def ticket(self, trial: int, attempt: int) -> str:
         """A name for this attempt at a trial, which nobody else can make."""
         said = f"{self.study.id}/{self.number}/{trial}/{attempt}"
@@ -459,7 +580,7 @@ class _Seat:
             trial, attempt = int(found[1]), int(found[2])
             if hmac.compare_digest(self.ticket(trial, attempt), ticket) and trial < len(self.trials):
                 return trial, attempt
-        raise Refused("This vote belongs to another rater or study: reload the page and vote again.")
+        raise Foreign("This vote belongs to another rater or study: reload the page and vote again.")
 
 
 @contextmanager
@@ -470,12 +591,22 @@ def _or_unavailable() -> Iterator[None]:
         raise Unavailable("The database of the studies does not answer: nothing was stored, try again.") from error
 
 
+def _last(given: Mapping[int, Any]) -> Any | None:
+    """The row of the last vote that counts, None where there is none."""
+    return max((row for row in given.values() if not row.undone), key=lambda row: row.at_us, default=None)
+
+
 def _study(connection: sa.Connection, identity: str, *, lock: bool = False) -> Study:
     query = studies.select().where(studies.c.id == _plain(identity))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise Refused("There is no such study here.")
+        raise Unknown("There is no such study here.")
     return _as_study(row)
+
+
+def _of_study(table: sa.Table) -> sa.Column:
+    """The column that names the study."""
+    return table.c.id if table is studies else table.c.study
 
 
 def _as_study(row: Any) -> Study:
@@ -490,7 +621,7 @@ def _rater(connection: sa.Connection, code: str, *, lock: bool = False) -> Rater
     query = raters.select().where(raters.c.code == _plain(bare))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise Refused("There is no rater with this code: check it, or ask whoever runs the study.")
+        raise Unknown("There is no rater with this code: check it, or ask whoever runs the study.")
     return Rater(row.study, row.number, _spaced(row.code))
 
 
@@ -520,9 +651,9 @@ def _new_row(identity: str, series: str, version: Version) -> dict[str, Any]:
 
 def _require_open(study: Study) -> None:
     if study.state == "preparing":
-        raise Refused("This study has not begun yet: come back later.")
+        raise NotBegun(NOT_BEGUN)
     if study.state == "closed":
-        raise Refused("This study has ended: thank you, no more votes are needed.")
+        raise Ended(ENDED)
 
 
 def _plain(text: object) -> str:

@@ -15,7 +15,7 @@ from srpo.studies.criteria import PAPER
 from srpo.studies.schedule import Shown, schedule
 from srpo.studies.schema import Filters
 from srpo.studies.simulation import example_plan, simulate
-from srpo.studies.store import QuickVote, Receipt, Refused, Store
+from srpo.studies.store import Foreign, QuickVote, Receipt, Refused, Store, Unknown
 from tests.studies.keeping import vote_next
 
 LEFT = {"overall": "left"}
@@ -130,6 +130,57 @@ def test_a_vote_can_be_taken_back_and_a_late_copy_of_it_does_not_come_back(store
         assert len(store.votes(study.id)) == left
     with pytest.raises(Refused, match="no vote to take back"):
         store.undo(rater.code)
+
+
+def test_a_raters_place_tells_the_next_trials_and_the_vote_that_can_be_taken_back(store):
+    study = open_study(store, example_plan(prompts=12))
+    rater = store.join(study.id)
+    place = store.place(rater.code, 2)
+    assert (place.done, place.total, place.last) == (0, study.plan.num_trials, None)
+    assert list(place.ahead) == store.showings(rater.code, 2)
+    first, second = (shown.ticket for shown in place.ahead)
+    for ticket in (first, second):
+        store.vote(rater.code, ticket, LEFT, 1.0)
+        assert store.place(rater.code).last == ticket
+    assert store.place(rater.code, 0).ahead == ()
+    store.undo(rater.code, second)
+    assert (store.place(rater.code).done, store.place(rater.code).last) == (1, first)
+
+
+def test_a_second_copy_of_an_undo_takes_no_other_vote_back(store):
+    study = open_study(store, example_plan(prompts=12))
+    rater, neighbour = store.join(study.id), store.join(study.id)
+    first, second = (shown.ticket for shown in store.showings(rater.code, 2))
+    for ticket in (first, second):
+        store.vote(rater.code, ticket, LEFT, 1.0)
+    with pytest.raises(Refused, match="Only the last"):
+        store.undo(rater.code, first)
+    once = store.undo(rater.code, second)
+    assert store.undo(rater.code, second) == once and once.done == 1
+    assert len(store.votes(study.id)) == 1
+    store.vote(rater.code, once.ticket, LEFT, 1.0)
+    for stale in (second, first, store.showings(rater.code)[0].ticket):  # the last has not been answered at all
+        with pytest.raises(Refused, match="Only the last"):
+            store.undo(rater.code, stale)
+    with pytest.raises(Foreign):
+        store.undo(rater.code, store.showings(neighbour.code)[0].ticket)
+    assert len(store.votes(study.id)) == 2
+
+
+def test_a_code_works_in_its_own_study_alone_where_one_is_named(store):
+    one, other = open_study(store, example_plan(prompts=12)), open_study(store, example_plan(prompts=12, seed=1))
+    rater = store.join(one.id)
+    ticket = store.showings(rater.code)[0].ticket
+    for ask in (
+        lambda study: store.place(rater.code, study=study),
+        lambda study: store.vote(rater.code, ticket, LEFT, 1.0, study=study),
+        lambda study: store.undo(rater.code, study=study),
+    ):
+        with pytest.raises(Foreign, match="belongs to another study"):
+            ask(other.id)
+        with pytest.raises(Unknown, match="no such study"):
+            ask("nothing")
+    assert store.vote(rater.code, ticket, LEFT, 1.0, study=one.id).recorded
 
 
 def test_a_rater_comes_back_by_the_code_however_it_is_written(store):

@@ -1,0 +1,1 @@
+"""The raters' page: plain files and addresses of their own, as the config of the Gradio page names the models."""
