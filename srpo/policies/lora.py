@@ -9,9 +9,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, lora_alpha
+from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, Change, changes_of
+from srpo.policies.places import LORA_NAME
 
-LORA_NAME = "pytorch_lora_weights.safetensors"  # where FluxPipeline.load_lora_weights looks
+__all__ = ["LORA_NAME", "add_lora", "has_lora", "lora_metadata", "lora_weights", "merge_lora"]
+
 ADAPTER = ".default"  # peft's name for it, which files leave out
 
 
@@ -55,19 +57,60 @@ def lora_metadata(transformer: torch.nn.Module) -> dict[str, str]:
     return {"format": "pt", METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
 
-def merge_lora(weights: dict[str, Tensor], adapters: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
+def merge_lora(
+    weights: dict[str, Tensor],
+    adapters: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None,
+    *,
+    weight: float = 1.0,
+) -> None:
     """Adds alpha / rank B A to each layer's weight, in float32, rounded once; `weights` by the transformer's names.
 
-    metadata: the header of the adapters' file. ValueError for an adapter that belongs to none of the weights, or does
-    not fit it.
+    adapters: a file's tensors by its names, in any layout that `lora_layouts` knows; metadata: the file's header.
+    weight: how much of it, 1 as it was trained. A norm's new weight is approached by that share.
+    ValueError, a phrase, for an adapter that belongs to none of the weights, or does not fit it.
     """
-    for layer in sorted({name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in adapters}):
-        weight = weights.get(f"{layer}.weight")
-        pair = [adapters.get(f"{PREFIX}{layer}.lora_{side}.weight") for side in "AB"]
-        if weight is None or any(side is None for side in pair):
-            raise ValueError(f"{layer} is no layer of it, or lacks one of A and B")
-        down, up = (side.to(weight.device, torch.float32) for side in pair)
-        if (len(up), *down.shape[1:]) != tuple(weight.shape) or up.shape[1:] != down.shape[:1]:
-            raise ValueError(f"{layer} is {tuple(weight.shape)}, not {tuple(up.shape)} times {tuple(down.shape)}")
-        strength = lora_alpha(metadata, len(down)) / len(down)
-        weights[f"{layer}.weight"] = (weight.float() + strength * (up @ down)).to(weight.dtype)
+    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+    for change in changes_of(adapters, layers):
+        if "down" in change.parts:
+            strength = weight * change.strength(metadata)
+            _add_product(weights, change, strength)
+            _add(weights, change, "bias", change.rows("up bias"), strength)
+        _add(weights, change, "weight", change.rows("diff"), weight)
+        _add(weights, change, "bias", change.rows("diff_b"), weight)
+        if (target := change.rows("set")) is not None:
+            now = weights[f"{change.layers[0]}.weight"]
+            if target.shape != now.shape:
+                raise ValueError(f"{change.name} is {tuple(now.shape)}, not {tuple(target.shape)}")
+            _add(weights, change, "weight", target.to(now.device) - now.float(), weight)
+
+
+def _add_product(weights: dict[str, Tensor], change: Change, strength: float) -> None:
+    """Adds strength B A, one layer's rows at a time."""
+    down, up = change.parts["down"].float(), change.rows("up")
+    sizes = [len(weights[f"{layer}.weight"]) for layer in change.layers]
+    width = weights[f"{change.layers[0]}.weight"].shape[-1]
+    if down.ndim != 2 or up.ndim != 2 or (len(up), down.shape[1]) != (sum(sizes), width) or up.shape[1] != len(down):
+        shape = (sum(sizes), width)
+        raise ValueError(f"{change.name} is {shape}, not {tuple(up.shape)} times {tuple(down.shape)}")
+    for layer, rows in zip(change.layers, up.split(sizes), strict=True):
+        now = weights[f"{layer}.weight"]
+        weights[f"{layer}.weight"] = _sum(now, rows.to(now.device) @ down.to(now.device), strength)
+
+
+def _add(weights: dict[str, Tensor], change: Change, kind: str, difference: Tensor | None, share: float) -> None:
+    """Adds that share of a whole difference, where there is one, to each layer's "weight" or "bias"."""
+    if difference is None:
+        return
+    names = [f"{layer}.{kind}" for layer in change.layers]
+    if missing := [name for name in names if name not in weights]:
+        raise ValueError(f"{change.name} changes {missing[0]}, which is not there")
+    sizes = [len(weights[name]) for name in names]
+    if difference.shape != (sum(sizes), *weights[names[0]].shape[1:]):
+        raise ValueError(f"{change.name} has {sum(sizes)} rows, not {tuple(difference.shape)}")
+    for name, rows in zip(names, difference.split(sizes), strict=True):
+        weights[name] = _sum(weights[name], rows.to(weights[name].device), share)
+
+
+def _sum(now: Tensor, difference: Tensor, share: float) -> Tensor:
+    return (now.float() + share * difference).to(now.dtype)
