@@ -10,13 +10,21 @@ licence is accepted on its page, by an account whose token the download carries.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
 import re
 import shutil
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from srpo.policies.places import LORA_NAME, WEIGHTS_NAME
 
@@ -26,6 +34,9 @@ PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "t
 PIPELINE_PATTERNS = ("model_index.json", *(f"{part}/*" for part in PARTS))
 SUFFIXES = (".safetensors", ".gguf")
 TOKEN = "set HF_TOKEN to a token of your account (huggingface.co/settings/tokens), or run `hf auth login`"
+RESUMED_BYTES = 10_000_000  # smaller files are simply fetched again
+CHUNK_BYTES = 2**20
+ATTEMPTS = 4  # in a row that bring nothing, before a download gives up
 COMMAND = "python -m srpo.download"
 
 
@@ -216,6 +227,9 @@ class _Fetch:
 
         try:
             names = [name for name, _ in self.planned.files]
+            for name, size in self.planned.files:
+                if size >= RESUMED_BYTES:
+                    self._fetch_resumably(name, size)
             self.folder = Path(
                 snapshot_download(
                     self.planned.repository,
@@ -226,6 +240,83 @@ class _Fetch:
             )
         except Exception as error:  # of any kind: it is raised again where the download is waited for
             self.failure = error
+
+    def _fetch_resumably(self, name: str, size: int) -> None:
+        """Puts a large file where huggingface_hub will find it. What has come of it survives the process.
+
+        huggingface_hub itself begins a file anew in each process, and SRPO's is 47.6 GB.
+        """
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.planned.repository, name, revision=self.planned.commit)
+        blobs = cache_folder() / f"models--{self.planned.repository.replace('/', '--')}" / "blobs"
+        failures = now = 0
+        while failures < ATTEMPTS:
+            if failures:
+                time.sleep(2 ** (failures - 1))
+            said = get_hf_file_metadata(url)  # anew each time: where it points to is signed for some minutes
+            blob = blobs / said.etag
+            if blob.exists():
+                return
+            blobs.mkdir(parents=True, exist_ok=True)
+            part = blob.with_name(f"{said.etag}.part")
+            with part.open("ab") as opened:
+                _lock(opened, name)
+                before = opened.tell()
+                self.num_bytes += before
+                try:
+                    self._append(opened, said.location, size)
+                except OSError as error:
+                    if isinstance(error, urllib.error.HTTPError) and error.code not in (408, 429, 500, 502, 503, 504):
+                        raise
+                if (now := opened.tell()) == size:
+                    os.fsync(opened.fileno())
+                    _require_content(part, said.etag)
+                    os.replace(part, blob)
+                    return
+            self.num_bytes -= now
+            failures = failures + 1 if now == before else 0
+        raise OSError(f"{name} broke off after {now / 1e9:.1f} of {size / 1e9:.1f} GB")
+
+    def _append(self, opened: BinaryIO, url: str, size: int) -> None:
+        """Adds what the file lacks, as far as it comes."""
+        from huggingface_hub.utils import build_hf_headers
+
+        first = opened.tell()
+        headers = build_hf_headers() if urlsplit(url).hostname == urlsplit(_endpoint()).hostname else {}
+        request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={first}-"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            if first and answer.status != 206:  # all of it once more
+                opened.truncate(0)
+                self.num_bytes -= first
+            while opened.tell() < size and (chunk := answer.read(CHUNK_BYTES)):
+                opened.write(chunk)
+                self.num_bytes += len(chunk)
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _lock(opened: BinaryIO, name: str) -> None:
+    """Nobody else writes that file until it is closed; ValueError where somebody does."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{name} is being downloaded by another process; wait until it is done.") from None
+    opened.seek(0, os.SEEK_END)
+
+
+def _require_content(part: Path, etag: str) -> None:
+    """Nothing where its SHA-256 is the one that the hub names, if it names one; else it is removed, and ValueError."""
+    if re.fullmatch(r"[0-9a-f]{64}", etag):
+        with part.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        if sha256 != etag:
+            part.unlink()
+            raise ValueError(f"What came is not the file that the hub names (SHA-256 {sha256}); download it again.")
 
 
 def _existing(folder: Path) -> Path:
