@@ -7,6 +7,7 @@ import os
 # Before Gradio is imported: no look-ups on the network, and in reload mode (`gradio app.py`) the script must not be
 # registered under the name of the package beside it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("SRPO_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))  # what the user said of downloads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
     os.environ["GRADIO_WATCH_MODULE_NAME"] = "studio"
@@ -41,6 +42,7 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     served = parser.parse_args(arguments)
     public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
     places = {name: getattr(served, name) for name in ("runs", "studies", "database")}
+    places["downloads"] = os.environ["SRPO_OFFLINE"] in ("", "0")
     options = Options(**weights(served), **places, local_paths=not public)
     return options, served
 

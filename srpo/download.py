@@ -26,11 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="progress as one JSON object per line")
     options = parser.parse_args(arguments)
     try:
-        plans = [hub.plan(name) for name in options.ids]
-        for planned in plans:
+        for planned in [hub.plan(name) for name in options.ids]:  # all of them first: one may be refused
             print(planned, file=sys.stderr, flush=True)
-        if not options.dry_run:
-            for planned in plans:
+            if not options.dry_run:
                 print(_fetched(planned, as_json=options.json))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -75,7 +75,7 @@ def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator
         width=request.width,
         height=request.height,
         num_seeds=request.num_seeds,
-        notice=studio.notice(request),
+        notice=" ".join(dict.fromkeys(filter(None, (studio.notice(request), *map(studio.catalogue.notice, models))))),
     )
     try:
         for snapshot in _run(studio, request, models, view, stop):
@@ -104,6 +104,7 @@ def prepare(
     yield from wait_for_device(turn, stop)
     engine = yield from studio.engine_when_ready(stop)
     engine.check(settings, prompts)
+    yield from engine.convert(models, stop)
     yield "Preparing …"
     return engine, engine.policies(models)
 

@@ -123,7 +123,7 @@ def _what_else(first: bytes) -> str:
         )
     if text.startswith((b"{", b"[")):
         return "JSON text, not weights; download or choose the file itself."
-    return "no safetensors or GGUF file, or is damaged; download or choose it again."
+    return "damaged, or no safetensors or GGUF file; download or choose it again."
 
 
 def _safetensors(file: Path, opened: BinaryIO, size: int) -> Header:

@@ -75,8 +75,11 @@ def is_id(place: str | Path) -> bool:
 
 def repository_of(place: str | Path) -> str | None:
     """OWNER/NAME of an id, or of a folder or file in the hub's cache; None for any other path."""
-    if is_id(place):
-        return ID.fullmatch(str(place))[1]
+    return ID.fullmatch(str(place))[1] if is_id(place) else repository_of_cached(place)
+
+
+def repository_of_cached(place: str | Path) -> str | None:
+    """OWNER/NAME of a folder or file in the hub's cache; None for any other path."""
     cached = [part for part in Path(place).absolute().parts if part.startswith("models--")]
     return cached[-1].removeprefix("models--").replace("--", "/", 1) if cached else None
 

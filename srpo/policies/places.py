@@ -40,6 +40,8 @@ LORA_BESIDE = re.compile(r".*\.(alpha|diff|diff_b|norm_q\.weight|norm_k\.weight|
 OTHER_ADAPTERS = {"lokr_": "a LoKr", "hada_": "a LoHa", "dora_scale": "a DoRA", "oft_": "an OFT", "boft_": "a BOFT"}
 TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of a LoRA's other part begin
 
+MAX_WEIGHT = 4.0
+
 FP8_NOTICE = (
     "These weights are stored in fp8, which keeps three bits of a number’s fraction. Converted straight from SRPO’s "
     "float32 file, fp8 loses much of what SRPO changed and pictures may stay half denoised: use bfloat16, or an fp8 "
@@ -140,6 +142,19 @@ class Found:
             )
             for name, parts in rows.items()
         }
+
+
+def split_weight(place: str | Path) -> tuple[Path, float]:
+    """(place, weight) of PLACE@WEIGHT, as a LoRA may be written; weight 1 where none is. ValueError beyond -4 ... 4."""
+    text = str(place)
+    head, _, written = text.rpartition("@")
+    if not head or not re.fullmatch(r"[-+]?\d{1,3}(\.\d{1,6})?", written) or Path(text).exists():
+        return Path(text), 1.0
+    if abs(weight := float(written)) > MAX_WEIGHT:
+        raise ValueError(
+            f"The weight of a LoRA must lie between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}, not at {weight:g}."
+        )
+    return Path(head), weight
 
 
 def find(place: str | Path) -> Found:

@@ -86,8 +86,8 @@ def test_our_table_of_blocks_is_ggufs():
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"hello, I am a text file", "is no safetensors or GGUF file"),
-        (b"\xff" * 64, "is no safetensors or GGUF file"),
+        (b"hello, I am a text file", "is damaged, or no safetensors or GGUF file"),
+        (b"\xff" * 64, "is damaged, or no safetensors or GGUF file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 47600000000\n", "is a pointer of Git LFS"),
         (b"\n <!DOCTYPE html><html><title>Sign in</title>", "is a web page"),
         (b"<html>502 Bad Gateway</html>", "is a web page"),
