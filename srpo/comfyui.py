@@ -9,16 +9,20 @@ size and model. What has no place here is named in a note. ComfyUI draws its noi
 the same seed gives another picture there.
 
 Sources: Tencent-Hunyuan/SRPO `comfyui/SRPO-workflow.json` as its README describes it; the nodes' inputs in ComfyUI's
-`nodes.py` and `comfy_extras`. Standard library only.
+`nodes.py` and `comfy_extras`. Standard library only, but for reading a PNG.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePath
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
+
+from srpo.runs.atomic import write_text
 
 MAX_CHARACTERS = 8_000_000
 MAX_NODES = 5_000
@@ -423,3 +427,45 @@ def _depth(run: Mapping[str, Any], name: str) -> int:
     """How many nodes lie before it on the longest way: its column."""
     before = [value[0] for value in run[name]["inputs"].values() if isinstance(value, list)]
     return 1 + max((_depth(run, other) for other in before), default=-1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 2 with one sentence for what holds no workflow."""
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo.comfyui", description="Prints the settings of a workflow of ComfyUI, or writes it anew."
+    )
+    parser.add_argument(
+        "file", type=Path, help="a workflow as JSON, or a PNG that carries one, of ComfyUI or of this app"
+    )
+    parser.add_argument("--out", type=Path, help="write a workflow of these settings, which ComfyUI's editor opens")
+    options = parser.parse_args(arguments)
+    try:
+        found = _read_file(options.file)
+        for note in found.notes:
+            print(note, file=sys.stderr)
+        print(json.dumps(asdict(found.settings), ensure_ascii=False, indent=2))
+        if options.out:
+            write_text(options.out, json.dumps(workflow(found.settings), indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"error: {options.file}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read_file(file: Path) -> Reading:
+    """The settings of a JSON file or a PNG. ValueError, a phrase, where it holds none."""
+    with file.open("rb") as opened:
+        start = opened.read(MAX_CHARACTERS + 1)
+    if not start.startswith(b"\x89PNG"):
+        return read(start.decode(errors="replace"))
+    from PIL import Image
+
+    with Image.open(file, formats=["PNG"]) as image:
+        texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    if (found := read_texts(texts)) is None:
+        raise ValueError("it carries no workflow")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

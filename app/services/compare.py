@@ -207,10 +207,13 @@ def facts_of(studio: Studio, engine: Engine, models: Sequence[Model]) -> dict[st
     from app.services.engine import versions
 
     hashes = {model.id: studio.catalogue.sha256(model) for model in models}
+    # The miniature's pictures are for no other tool: it has text encoders of its own.
+    files = {} if studio.options.is_miniature else {model.id: studio.catalogue.file_of(model) for model in models}
     return {
         **studio.made_with(),
         "dtype": str(engine.base.transformer.dtype).removeprefix("torch."),
         "device": str(engine.base.device),
         "versions": versions(),
         "weights_sha256": {name: value for name, value in hashes.items() if value},
+        **({"files": files} if files else {}),
     }

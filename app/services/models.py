@@ -7,6 +7,7 @@ import html
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.services.requests import MAX_SIDE, BadInput
 from app.state import Options
@@ -134,6 +135,17 @@ class Catalogue:
             return "" if model.weights is None else places.find(model.weights).notice
         except (ValueError, OSError):  # loading says what is wrong with them
             return ""
+
+    def file_of(self, model: Model) -> dict[str, Any]:
+        """Under which name another tool would look for a model's weights: a "model", or a "lora" with its "weight"."""
+        try:
+            found = None if model.weights is None else places.find(model.weights)
+        except (ValueError, OSError):
+            found = None
+        if found is None:
+            return {"model": None}
+        name = found.files[0].name if len(found.files) == 1 else f"{model.weights.name}.safetensors"
+        return {"lora": name, "weight": model.weight} if found.kind == "lora" else {"model": name}
 
     def _checkpoint(self, name: str) -> Model:
         """Any checkpoint of a run, "NAME@UPDATE"; `models` offers but one."""

@@ -231,7 +231,8 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
                 right = gr.Dropdown(choices, value=second, label="Right model", elem_id="right", **picker)
             if options.local_paths:
                 gr.HTML(
-                    "Or paste the path of a folder or a .safetensors file.",
+                    "Or paste the path of a folder, or of a .safetensors or .gguf file; behind a LoRA’s path, @0.8 is "
+                    "its weight.",
                     elem_classes="hint",
                     apply_default_css=False,
                 )
