@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FULL_WIDTH = 3072  # of the transformer of FLUX.1 dev and schnell, of their fine
 MAX_ENLARGEMENT = 4  # sides beyond what the model was trained for; the time of a step grows with their fourth power
 MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
 BASE, SRPO, RUN = "base", "srpo", "run:"
+TIMES = " × "  # between a LoRA's name and its weight
 # Where SRPO's weights are published: its authors', and the conversions that their model card names.
 SRPO_REPOSITORIES = (
     *("tencent/SRPO", "rockerBOO/flux.1-dev-SRPO", "befox/SRPO-GGUF"),
@@ -106,6 +108,10 @@ class Catalogue:
         known = {name: model for model in self.models() for name in (model.label, model.id)}
         if name in known:
             return known[name]
+        # Behind the name of a model, a weight is told from a checkpoint's number by its decimals.
+        plain, _, written = name.rpartition("@")
+        if re.fullmatch(r"-?\d\.\d{1,6}", written) and (plain in known or plain.startswith(RUN)):
+            return self.weighted(self.find(plain), float(written))
         if name == SRPO:
             where = "no SRPO weights are named" if self.options.srpo is None else f"none are at {self.options.srpo}"
             if self.options.srpo is not None and hub.is_id(self.options.srpo):
@@ -128,6 +134,24 @@ class Catalogue:
         if not exists:
             raise BadInput(f"There is no model at {_shortened(name)!r}: {choose}.")
         return Model(name, _weighted(path.stem if path.is_file() else path.name, weight), path, weight)
+
+    def weighted(self, model: Model, weight: float) -> Model:
+        """The model with another weight of its LoRA. BadInput for whole weights, and beyond the limit."""
+        if not self.is_lora(model):
+            raise BadInput(f"{model.label} is no LoRA, so it has no weight: choose it without “@”.")
+        if not abs(weight) <= places.MAX_WEIGHT:
+            raise BadInput(f"The weight of a LoRA may be at most {places.MAX_WEIGHT:g}, not {weight:g}.")
+        label = _weighted(model.label.partition(TIMES)[0], weight)
+        plain = model.id.rpartition("@")[0] if model.weight != 1 and "@" in model.id else model.id
+        is_plain = self.find(plain).weight == weight
+        return Model(plain if is_plain else f"{plain}@{weight:.2f}", label, model.weights, weight)
+
+    def is_lora(self, model: Model) -> bool:
+        """Whether these are weights beside the base's, told by their header."""
+        try:
+            return model.weights is not None and places.find(model.weights).kind == "lora"
+        except (ValueError, OSError):  # loading says what is wrong with them
+            return False
 
     def notice(self, model: Model) -> str:
         """What a visitor should know of a model's weights: their rounding, and what of them is left out; or nothing."""
@@ -235,7 +259,7 @@ def _flux_dev(path: Path) -> str | None:
 
 
 def _weighted(label: str, weight: float) -> str:
-    return label if weight == 1 else f"{label} × {weight:g}"
+    return label if weight == 1 else f"{label}{TIMES}{weight:g}"
 
 
 def _is_repository(path: Path, name: str) -> bool:

@@ -14,6 +14,7 @@ from app.services.models import Catalogue, Model, is_full_size
 from app.services.requests import BadInput, CompareRequest
 from app.services.studio import Studio
 from app.state import Options
+from app.tabs.compare import Handlers
 from srpo.policies import conversion
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.places import FP8_NOTICE
@@ -80,6 +81,12 @@ def test_the_srpo_option_takes_a_weight_too(options, lora):
     (_, model) = Catalogue(named).models()
     assert (model.label, model.weights, model.weight) == ("SRPO × 0.8", lora, 0.8)
     assert f"{lora}@0.8" in as_arguments(named)
+    catalogue = Catalogue(named)
+    for weight, name in ((0.8, "srpo"), (1.0, "srpo@1.00"), (0.25, "srpo@0.25")):
+        weighed = catalogue.weighted(model, weight)
+        assert (weighed.id, weighed.weight) == (name, weight) and catalogue.find(name) == weighed
+    with pytest.raises(BadInput, match="may be at most 4, not 5"):
+        catalogue.find("srpo@5.00")
 
 
 def test_a_large_float32_file_is_converted_before_the_first_picture_and_read_from_there(
@@ -228,3 +235,43 @@ def test_offline_says_where_it_looked(cache):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(it.relative_to(folder)): it.read_bytes() for it in sorted(folder.rglob("*")) if it.is_file()}
+
+
+# The slider
+
+
+@pytest.fixture
+def lora_run(options, tmp_path, lora):
+    """A studio with a finished run whose weights are a LoRA."""
+    from tests.app.folders import make_run
+
+    run = make_run(tmp_path / "runs", "style", config={"weights": "lora"})
+    (run.path / "pytorch_lora_weights.safetensors").write_bytes(lora.read_bytes())
+    studio = Studio(Options(model=options.model, srpo=options.srpo, reward=options.reward, runs=tmp_path / "runs"))
+    yield studio
+    studio.pictures.close()
+
+
+def test_a_run_that_trained_a_lora_takes_a_weight(lora_run):
+    catalogue = lora_run.catalogue
+    half = catalogue.find("run:style@0.50")
+    assert (half.id, half.label, half.weight) == ("run:style@0.50", "Run style × 0.5", 0.5)
+    assert catalogue.weighted(half, 1.0) == catalogue.find("run:style")
+    assert catalogue.weighted(half, -0.25).id == "run:style@-0.25"
+    with pytest.raises(BadInput, match="SRPO is no LoRA, so it has no weight"):
+        catalogue.find("srpo@0.50")
+    with pytest.raises(BadInput, match="no finished run 'style@7'"):
+        catalogue.find("run:style@7")
+
+
+def test_the_slider_shows_for_a_lora_and_sets_its_weight(lora_run):
+    do = Handlers(lora_run)
+    assert do.weight_of("base", "srpo")["visible"] is False
+    assert do.weight_of("base", "nowhere")["visible"] is False
+    shown = do.weight_of("base", "run:style@0.30")
+    assert (shown["visible"], shown["value"]) == (True, 0.3)
+    left, right = do.weigh(0.65, "base", "run:style@0.30")
+    assert right["value"] == "run:style@0.65" and ("Run style × 0.65", "run:style@0.65") in right["choices"]
+    assert "value" not in left
+    assert do.weigh(1, "base", "run:style@0.65")[1]["value"] == "run:style"
+    assert "value" not in do.weigh("much", "base", "run:style")[1]
