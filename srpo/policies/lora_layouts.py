@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from srpo.policies import bfl
+from srpo.policies.places import METADATA_KEY, PEFT_PREFIX
 
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps r and alpha
 PREFIX = "transformer."
 PREFIXES = (
-    *("base_model.model.", "lora_unet_", "lora_transformer_"),
+    *(PEFT_PREFIX, "lora_unet_", "lora_transformer_"),
     *("model.diffusion_model.", "diffusion_model.", PREFIX),
 )
 SIDES = {"lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_B": "up", "lora_up": "up", "lora.up": "up"}

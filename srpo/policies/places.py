@@ -35,6 +35,10 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 BESIDE = ("text_encoders.", "vae.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # ComfyUI's other parts
 SCALE_NAMES = ("scale_weight", "weight_scale")  # ComfyUI's, in its order of invention
 IGNORED_NAMES = ("scale_input", "input_scale", "comfy_quant")  # of the activations; and what the header says anyhow
+METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps r and alpha, in a LoRA's header
+PEFT_PREFIX, PEFT_SETTINGS = "base_model.model.", "adapter_config.json"  # peft keeps them in a file beside it
+BFL_PREFIXES = ("lora_unet_", "diffusion_model.", "model.diffusion_model.")  # of a LoRA's names
+BFL_NAMES = ("double_blocks", "single_blocks", "img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer")
 LORA_KEY = re.compile(r".*\.(lora_[AB]|lora_down|lora_up|lora\.down|lora\.up)(\.default)?\.(weight|bias)")
 LORA_BESIDE = re.compile(r".*\.(alpha|diff|diff_b|norm_q\.weight|norm_k\.weight|norm_added_[qk]\.weight)")
 OTHER_ADAPTERS = {"lokr_": "a LoKr", "hada_": "a LoHa", "dora_scale": "a DoRA", "oft_": "an OFT", "boft_": "a BOFT"}
@@ -212,7 +216,13 @@ def _told_lora(place: Path, files: tuple[Path, ...], entries: dict[str, Entry], 
     if foreign := [name for name in own if not (LORA_KEY.fullmatch(name) or LORA_BESIDE.fullmatch(name))]:
         raise ValueError(f"{place} holds a LoRA and {foreign[0][:100]}, which belongs to none; choose another file.")
     _require_read(place, own, {})
-    layout = "bfl" if any("_blocks_" in name or "double_blocks." in name for name in own) else "diffusers"
+    settings = files[0].parent / PEFT_SETTINGS
+    if METADATA_KEY not in metadata and any(name.startswith(PEFT_PREFIX) for name in own) and settings.is_file():
+        if settings.stat().st_size > MAX_HEADER_BYTES:
+            raise ValueError(f"{settings} is too long for the settings of a LoRA; download it again.")
+        metadata = metadata | {METADATA_KEY: settings.read_text(encoding="utf-8", errors="replace")}
+    theirs = tuple(f"{prefix}{name}" for prefix in BFL_PREFIXES for name in BFL_NAMES)
+    layout = "bfl" if any(name.startswith(theirs) for name in own) else "diffusers"
     return Found(place, files, "lora", layout, own, {}, metadata, left_out=len(entries) - len(own))
 
 

@@ -191,6 +191,21 @@ def test_rank_stabilised_lora_is_divided_by_the_root_of_its_rank(pipe):
     torch.testing.assert_close(ours["x_embedder.weight"] - before, 6 / RANK**0.5 * product, atol=1e-5, rtol=1e-5)
 
 
+def test_a_folder_that_peft_saved_keeps_its_alpha_beside_the_file(pipe, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_flux_pipeline().transformer
+    wrapped = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=7, target_modules=["to_q", "to_v"]))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if ".lora_B." in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+    wrapped.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert_close(load_transformer(tmp_path, pipe.transformer).state_dict(), wrapped.merge_and_unload().state_dict())
+
+
 def test_a_text_encoders_part_is_left_out_and_said(pipe, tmp_path):
     weights = random_lora(pipe.transformer)
     expected = load_transformer(write(weights, tmp_path / "a.safetensors"), pipe.transformer).state_dict()
