@@ -26,7 +26,7 @@ from app.state import Options
 from srpo.flow.samplers import euler
 from srpo.policies import conversion, hub, places
 from srpo.policies.base import Conditioning
-from srpo.policies.checkpoints import load_transformer
+from srpo.policies.checkpoints import load_transformer, require_fit
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.base import to_pil
 
@@ -62,6 +62,7 @@ class Engine:
         """max_side: the longest side of a picture, in pixels, that `check` lets pass."""
         self.base, self.scorer, self.max_side = base, scorer, max_side
         self._resident: OrderedDict[tuple[str, float, float], FluxPolicy] = OrderedDict()
+        self._converting = threading.Lock()
         self._loading = threading.Lock()  # what the page shows at first is loaded beside the first requests
 
     @classmethod
@@ -88,6 +89,15 @@ class Engine:
 
         BadInput for weights that cannot be read. Where there is no room for the copy they are read as they are.
         """
+        while not self._converting.acquire(timeout=0.25):
+            stop.check()
+            yield "Waiting for weights that are being converted, this once."
+        try:
+            yield from self._convert(models, stop)
+        finally:
+            self._converting.release()
+
+    def _convert(self, models: Sequence[Model], stop: StopFlag) -> Iterator[str]:
         for model in models:
             if model.weights is None or (pending := self._unconverted(model)) is None:
                 continue
@@ -107,8 +117,10 @@ class Engine:
         """The place of weights that are worth a conversion and have none yet."""
         try:
             found = places.find(model.weights)
-            wanted = conversion.is_worth_converting(found, self._dtype)
-            if wanted and not conversion.is_converted(conversion.converted_folder(found, self._dtype)):
+            if not conversion.is_worth_converting(found, self._dtype):
+                return None
+            require_fit(found, self.base.transformer, weight=model.weight)
+            if not conversion.is_converted(conversion.converted_folder(found, self._dtype)):
                 return model.weights
         except (ValueError, OSError) as error:
             raise BadInput(_sentence(error)) from None

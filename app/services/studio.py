@@ -112,7 +112,9 @@ class Studio:
             return Status("ready", self._warning or "Models ready")
         if self._failure is not None:
             if self.options.absent and self.options.downloads:
-                return Status("loading", f"{' and '.join(self.options.absent)}: downloaded when first used.")
+                return Status(
+                    "loading", f"Not here yet: {' and '.join(self.options.absent)}. The first picture downloads it."
+                )
             return Status("failed", self._failure)
         if self._progress is not None:
             return Status("loading", self._progress)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor
 
 from srpo.policies import tensors
 from srpo.policies.headers import QUANTISED
-from srpo.policies.lora import merge_lora
+from srpo.policies.lora import merge_lora, require_lora_fit
 from srpo.policies.places import WEIGHTS_NAME, Found, Piece, Pieces, find
 from srpo.runs.atomic import write_file
 
-__all__ = ["WEIGHTS_NAME", "load_transformer", "save_transformer"]
+__all__ = ["WEIGHTS_NAME", "load_transformer", "require_fit", "save_transformer"]
 
 SAVED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,33 +34,53 @@ def load_transformer(place: str | Path, base: FluxTransformer2DModel, *, weight:
     """A new transformer of the base's architecture, precision and device with the weights at `place`, in eval mode.
 
     place: a pipeline's, a transformer's or a run's folder, or one file, in any form that `places.find` knows.
-    weight: of a LoRA; 1 as it was trained, 0 the base. Whole weights are taken as they are.
+    weight: of a LoRA; 1 as it was trained, 0 the base. Whole weights have none but 1.
     ValueError, one sentence, where there are no such weights, or where they do not fit the base.
     """
     found = find(place)
+    require_fit(found, base, weight=weight)
     if found.kind == "lora":
         return _merged(found, base, weight)
-    _require_same_config(found.files[0].parent / "config.json", base)
     recipe = found.recipe()
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(base.config)
-    expected = {name: tuple(it.shape) for name, it in transformer.state_dict().items()}
-    _require_same_layout(found.place, recipe, expected)
     if found.is_quantised:
         return _quantised(recipe, base)
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(base.config)
     weights = {name: tensors.read_weight(pieces, base.dtype).to(base.device) for name, pieces in recipe.items()}
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
+
+
+def require_fit(found: Found, base: FluxTransformer2DModel, *, weight: float = 1.0) -> None:
+    """Nothing where these weights are of the base's architecture, by their headers; ValueError, one sentence, else."""
+    expected = {name: tuple(it.shape) for name, it in base.state_dict().items()}
+    if found.kind == "lora":
+        with _named(found):
+            require_lora_fit(expected, {name: entry.shape for name, entry in found.entries.items()})
+        return
+    if weight != 1:
+        raise ValueError(
+            f"{found.place} holds whole weights, not a LoRA, so it has no weight; leave out “@{weight:g}”."
+        )
+    _require_same_config(found.files[0].parent / "config.json", base)
+    _require_same_layout(found.place, found.recipe(), expected)
+
+
+@contextmanager
+def _named(found: Found) -> Iterator[None]:
+    """Turns a phrase about a LoRA into a sentence that names its file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{found.place} does not fit this model: {error}.") from error
 
 
 def _merged(found: Found, base: FluxTransformer2DModel, weight: float) -> FluxTransformer2DModel:
     """A copy of the base with the LoRA in its weights."""
     adapters = {name: tensors.read_weight((Piece.whole(entry),)) for name, entry in found.entries.items()}
     weights = {name: it.clone() for name, it in base.state_dict().items()}
-    try:
+    with _named(found):
         merge_lora(weights, adapters, found.metadata, weight=weight)
-    except ValueError as error:
-        raise ValueError(f"{found.place} does not fit this model: {error}.") from error
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(base.config)
     transformer.load_state_dict(weights, assign=True)

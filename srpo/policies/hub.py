@@ -92,7 +92,7 @@ def cache_folder() -> Path:
 
 
 def downloaded(place: str | Path) -> Path | None:
-    """The folder or file of an id in the cache; None where it was not downloaded, or for a place that is no id."""
+    """The folder or file of an id in the cache; None where it was not wholly downloaded, or for what is no id."""
     if not is_id(place):
         return None
     repository, file = ID.fullmatch(str(place)).groups()
@@ -102,7 +102,23 @@ def downloaded(place: str | Path) -> Path | None:
     except OSError:
         return None
     found = root / "snapshots" / commit / (file or "")
-    return found if re.fullmatch(r"[0-9a-f]{40}", commit) and ".." not in found.parts and found.exists() else None
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or ".." in found.parts or not found.exists():
+        return None
+    return found if file or _is_whole(repository, commit, found) else None
+
+
+def _is_whole(repository: str, commit: str, folder: Path) -> bool:
+    """Whether nothing is missing of what `plan` would fetch, as far as an earlier download has left the list."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    try:
+        names = [entry.path for entry in get_cached_repo_tree(repository, revision=commit)]
+        chosen = _chosen(repository, names)
+    except errors.CachedRepoTreeNotFoundError:  # it came by another tool: what is there counts
+        return True
+    except ValueError:  # several files of weights: who asks for one by its name finds it
+        return True
+    return all((folder / name).exists() for name in chosen)
 
 
 def local(place: str | Path) -> Path:
@@ -125,7 +141,6 @@ def plan(place: str) -> Plan:
     A pipeline's parts in the layout of diffusers; else the transformer's weights; else the one file that is named.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import filter_repo_objects
 
     if not (match := ID.fullmatch(str(place))):
         raise ValueError(f"{place} is no id of the hub; write OWNER/NAME, or OWNER/NAME/FILE.")
@@ -133,12 +148,7 @@ def plan(place: str) -> Plan:
     with _in_a_sentence(repository):
         info = HfApi().model_info(repository, files_metadata=True)
     sizes = {it.rfilename: it.size or 0 for it in info.siblings or ()}
-    if file is not None:
-        chosen = [file]
-    elif "model_index.json" in sizes:
-        chosen = list(filter_repo_objects(sizes, allow_patterns=list(PIPELINE_PATTERNS)))
-    else:
-        chosen = _weights_among(repository, list(sizes))
+    chosen = [file] if file else _chosen(repository, list(sizes))
     if unknown := [name for name in chosen if name not in sizes]:
         raise ValueError(f"{repository} has no file {unknown[0]}; it has {_some(sorted(sizes))}.")
     files = tuple((name, sizes[name]) for name in chosen)
@@ -148,6 +158,15 @@ def plan(place: str) -> Plan:
 
     missing = sum(size for name, size in files if not is_here(name))
     return Plan(repository, info.sha, files, missing, bool(info.gated))
+
+
+def _chosen(repository: str, names: list[str]) -> list[str]:
+    """What of a repository's files is fetched. ValueError, one sentence, where a name is needed."""
+    if "model_index.json" not in names:
+        return _weights_among(repository, names)
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(filter_repo_objects(names, allow_patterns=list(PIPELINE_PATTERNS)))
 
 
 def _weights_among(repository: str, names: list[str]) -> list[str]:

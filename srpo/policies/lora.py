@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, Change, changes_of
+from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, Change, changes_of, rows_of, strength_of
 from srpo.policies.places import LORA_NAME
 
-__all__ = ["LORA_NAME", "add_lora", "has_lora", "lora_metadata", "lora_weights", "merge_lora"]
+__all__ = ["LORA_NAME", "add_lora", "has_lora", "lora_metadata", "lora_weights", "merge_lora", "require_lora_fit"]
 
+Shape = tuple[int, ...]
 ADAPTER = ".default"  # peft's name for it, which files leave out
 
 
@@ -70,46 +72,74 @@ def merge_lora(
     weight: how much of it, 1 as it was trained. A norm's new weight is approached by that share.
     ValueError, a phrase, for an adapter that belongs to none of the weights, or does not fit it.
     """
-    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
-    for change in changes_of(adapters, layers):
+    require_lora_fit(
+        {name: tuple(it.shape) for name, it in weights.items()},
+        {name: tuple(it.shape) for name, it in adapters.items()},
+    )
+    for change in changes_of(adapters, _layers(weights)):
         if "down" in change.parts:
-            strength = weight * change.strength(metadata)
+            strength = weight * strength_of(change, metadata)
             _add_product(weights, change, strength)
-            _add(weights, change, "bias", change.rows("up bias"), strength)
-        _add(weights, change, "weight", change.rows("diff"), weight)
-        _add(weights, change, "bias", change.rows("diff_b"), weight)
-        if (target := change.rows("set")) is not None:
+            _add(weights, change, "bias", rows_of(change, "up bias"), strength)
+        _add(weights, change, "weight", rows_of(change, "diff"), weight)
+        _add(weights, change, "bias", rows_of(change, "diff_b"), weight)
+        if (target := rows_of(change, "set")) is not None:
             now = weights[f"{change.layers[0]}.weight"]
-            if target.shape != now.shape:
-                raise ValueError(f"{change.name} is {tuple(now.shape)}, not {tuple(target.shape)}")
             _add(weights, change, "weight", target.to(now.device) - now.float(), weight)
 
 
-def _add_product(weights: dict[str, Tensor], change: Change, strength: float) -> None:
-    """Adds strength B A, one layer's rows at a time."""
-    down, up = change.parts["down"].float(), change.rows("up")
-    sizes = [len(weights[f"{layer}.weight"]) for layer in change.layers]
-    width = weights[f"{change.layers[0]}.weight"].shape[-1]
-    if down.ndim != 2 or up.ndim != 2 or (len(up), down.shape[1]) != (sum(sizes), width) or up.shape[1] != len(down):
-        shape = (sum(sizes), width)
-        raise ValueError(f"{change.name} is {shape}, not {tuple(up.shape)} times {tuple(down.shape)}")
-    for layer, rows in zip(change.layers, up.split(sizes), strict=True):
-        now = weights[f"{layer}.weight"]
-        weights[f"{layer}.weight"] = _sum(now, rows.to(now.device) @ down.to(now.device), strength)
+def require_lora_fit(weights: Mapping[str, Shape], adapters: Mapping[str, Shape]) -> None:
+    """Nothing where every adapter fits the weights it changes, by their shapes alone; else ValueError, a phrase."""
+    for change in changes_of(adapters, _layers(weights)):
+        matrix = _stacked(weights, change, "weight")
+        if "down" in change.parts:
+            down, up = change.parts["down"], change.parts["up"]
+            fits = len(down) == len(up) == 2 and (up[0], down[1]) == matrix and up[1] == down[0]
+            # A fused matrix has the ranks of its parts side by side; more would be no LoRA, but a way to fill memory.
+            if not fits or not 0 < down[0] <= len(change.layers) * max(matrix):
+                raise ValueError(f"{change.name} is {matrix}, not {up} times {down}")
+        for part, kind in (("up bias", "bias"), ("diff_b", "bias"), ("diff", "weight"), ("set", "weight")):
+            if part in change.parts and change.parts[part] != (whole := _stacked(weights, change, kind)):
+                raise ValueError(f"{change.name} has {whole[0]} rows, not {change.parts[part]}")
+        if math.prod(change.parts.get("alpha", ())) != 1:
+            raise ValueError(f"{change.name} has an alpha that is no number")
 
 
-def _add(weights: dict[str, Tensor], change: Change, kind: str, difference: Tensor | None, share: float) -> None:
-    """Adds that share of a whole difference, where there is one, to each layer's "weight" or "bias"."""
-    if difference is None:
-        return
+def _layers(weights: Iterable[str]) -> list[str]:
+    return [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+
+
+def _stacked(weights: Mapping[str, Shape], change: Change, kind: str) -> Shape:
+    """The shape of the layers' "weight" or "bias", one below the other. ValueError, a phrase, where one has none."""
     names = [f"{layer}.{kind}" for layer in change.layers]
     if missing := [name for name in names if name not in weights]:
         raise ValueError(f"{change.name} changes {missing[0]}, which is not there")
-    sizes = [len(weights[name]) for name in names]
-    if difference.shape != (sum(sizes), *weights[names[0]].shape[1:]):
-        raise ValueError(f"{change.name} has {sum(sizes)} rows, not {tuple(difference.shape)}")
-    for name, rows in zip(names, difference.split(sizes), strict=True):
-        weights[name] = _sum(weights[name], rows.to(weights[name].device), share)
+    return (sum(weights[name][0] for name in names), *weights[names[0]][1:])
+
+
+def _add_product(weights: dict[str, Tensor], change: Change[Tensor], strength: float) -> None:
+    """Adds strength B A, one layer's rows at a time."""
+    down, up = change.parts["down"].float(), rows_of(change, "up")
+    for name, rows in _shared_out(weights, change, "weight", up):
+        now = weights[name]
+        weights[name] = _sum(now, rows.to(now.device) @ down.to(now.device), strength)
+
+
+def _add(
+    weights: dict[str, Tensor], change: Change[Tensor], kind: str, difference: Tensor | None, share: float
+) -> None:
+    """Adds that share of a whole difference, where there is one, to each layer's "weight" or "bias"."""
+    if difference is not None:
+        for name, rows in _shared_out(weights, change, kind, difference):
+            weights[name] = _sum(weights[name], rows.to(weights[name].device), share)
+
+
+def _shared_out(
+    weights: Mapping[str, Tensor], change: Change[Tensor], kind: str, rows: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """(a layer's "weight" or "bias", its rows), for each of the layers."""
+    names = [f"{layer}.{kind}" for layer in change.layers]
+    return zip(names, rows.split([len(weights[name]) for name in names]), strict=True)
 
 
 def _sum(now: Tensor, difference: Tensor, share: float) -> Tensor:

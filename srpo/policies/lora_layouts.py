@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch import Tensor
 from srpo.policies import bfl
 from srpo.policies.places import METADATA_KEY, PEFT_PREFIX
 
+T = TypeVar("T")
 PREFIX = "transformer."
 PREFIXES = (
     *(PEFT_PREFIX, "lora_unet_", "lora_transformer_"),
@@ -41,37 +43,43 @@ DOUBLE, SINGLE = (
 
 
 @dataclass
-class Change:
-    """What a file does to one of its modules: strength B A is added, and what else it has."""
+class Change(Generic[T]):
+    """What a file does to one of its modules: strength B A is added, and what else it has.
+
+    T is a Tensor, or its shape alone.
+    """
 
     name: str  # in the file
     layers: tuple[str, ...]  # diffusers' layers, in the order of the module's rows
-    parts: dict[str, Tensor] = field(default_factory=dict)  # "down", "up", "up bias", "diff", "diff_b", "alpha", "set"
+    parts: dict[str, T] = field(default_factory=dict)  # "down", "up", "up bias", "diff", "diff_b", "alpha", "set"
     is_swapped: bool = False  # its rows' halves are the other way round than diffusers'
 
-    def rows(self, part: str) -> Tensor | None:
-        """That part of it, float32, its rows in the order of the layers; None where it has none."""
-        if part not in self.parts:
-            return None
-        value = self.parts[part].float()
-        return torch.cat(list(reversed(value.chunk(2)))) if self.is_swapped else value
 
-    def strength(self, metadata: Mapping[str, str] | None) -> float:
-        """What B A is multiplied by."""
-        rank = len(self.parts["down"])
-        if "alpha" in self.parts:
-            return float(self.parts["alpha"]) / rank
-        return lora_alpha(metadata, rank) / (rank**0.5 if _settings(metadata).get("use_rslora") else rank)
+def rows_of(change: Change[Tensor], part: str) -> Tensor | None:
+    """That part of it, float32, its rows in the order of the layers; None where it has none."""
+    if part not in change.parts:
+        return None
+    value = change.parts[part].float()
+    return torch.cat(list(reversed(value.chunk(2)))) if change.is_swapped else value
 
 
-def changes_of(adapters: Mapping[str, Tensor], layers: Iterable[str]) -> list[Change]:
+def strength_of(change: Change[Tensor], metadata: Mapping[str, str] | None) -> float:
+    """What B A is multiplied by."""
+    rank = len(change.parts["down"])
+    if "alpha" in change.parts:
+        return float(change.parts["alpha"]) / rank
+    return lora_alpha(metadata, rank) / (rank**0.5 if _settings(metadata).get("use_rslora") else rank)
+
+
+def changes_of(adapters: Mapping[str, T], layers: Iterable[str]) -> list[Change[T]]:
     """What the file's tensors do to a transformer of those layers, module by module, in their order in the file.
 
-    ValueError, a phrase, for a module that is none of its layers, or that is not whole.
+    adapters: the tensors, or their shapes, by their names in the file. ValueError, a phrase, for a module that is none
+    of its layers, or that is not whole.
     """
     known = _layers_by_name(list(layers))
-    found: dict[str, Change] = {}
-    for key, tensor in adapters.items():
+    found: dict[str, Change[T]] = {}
+    for key, value in adapters.items():
         if match := PAIR.fullmatch(key):
             module, part = match[1], SIDES[match[2]] + (" bias" if match[3] == "bias" else "")
         else:
@@ -80,9 +88,8 @@ def changes_of(adapters: Mapping[str, Tensor], layers: Iterable[str]) -> list[Ch
         short = next((module.removeprefix(it) for it in PREFIXES if module.startswith(it)), module)
         if (owners := known.get(short.replace(".", "_"))) is None:
             raise ValueError(f"{short[:100]} is no layer of it, or lacks one of A and B")
-        swapped = owners == bfl.OUTSIDE[bfl.SWAPPED] and short.replace(".", "_") == bfl.SWAPPED.replace(".", "_")
-        change = found.setdefault(module, Change(short, owners, is_swapped=swapped))
-        change.parts[part] = tensor
+        swapped = short.replace(".", "_") == bfl.SWAPPED.replace(".", "_")
+        found.setdefault(module, Change(short, owners, is_swapped=swapped)).parts[part] = value
     for change in found.values():
         if ("down" in change.parts) != ("up" in change.parts) or change.parts.keys() <= {"alpha", "up bias"}:
             raise ValueError(f"{change.name[:100]} is no layer of it, or lacks one of A and B")

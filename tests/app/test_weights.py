@@ -126,6 +126,23 @@ def test_a_conversion_stops_and_a_full_disk_is_no_end(tmp_path, tuned, monkeypat
     assert engine._place(model) == model.weights and len(engine.policies([model])) == 1
 
 
+def test_a_second_use_waits_for_the_conversion_under_way(tmp_path, tuned, monkeypatch):
+    monkeypatch.setenv("SRPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(conversion, "SHARD_BYTES", 1000)
+    model = Model("srpo", "SRPO", save(tuned.state_dict(), tmp_path / "srpo.safetensors"))
+    pipe = tiny_flux_pipeline()
+    pipe.transformer.to(torch.bfloat16)
+    engine = Engine(FluxPolicy(pipe, max_sequence_length=16), None, 1024)
+    first, second = engine.convert([model], StopFlag()), engine.convert([model], StopFlag())
+    next(first)
+    assert next(second) == "Waiting for weights that are being converted, this once."
+    list(first)
+    assert list(second) == []
+    foreign = Model("other", "Other", save({"x_embedder.weight": torch.zeros(5000)}, tmp_path / "other.safetensors"))
+    with pytest.raises(BadInput, match="does not fit this model"):
+        list(engine.convert([foreign], StopFlag()))
+
+
 def without_room(*arguments):
     raise ValueError("too little room")
 
@@ -198,7 +215,10 @@ def test_nothing_is_downloaded_at_the_start_and_everything_at_the_first_use(cach
             studio._thread.join()
             assert served.asked == []
             status = studio.status()
-            assert (status.phase, status.message) == ("loading", f"{FLUX} and {SRPO}: downloaded when first used.")
+            assert (status.phase, status.message) == (
+                "loading",
+                f"Not here yet: {FLUX} and {SRPO}. The first picture downloads it.",
+            )
             request = CompareRequest(**REQUEST, right="base")
             said = [view.message for view in compare(studio, request, StopFlag())]
             assert any(text.startswith(f"Downloading {FLUX}: ") and " GB" in text for text in said), said
@@ -207,6 +227,26 @@ def test_nothing_is_downloaded_at_the_start_and_everything_at_the_first_use(cach
             while studio.status().phase != "ready":
                 time.sleep(0.05)
             assert drawn(studio, "srpo").pairs[0].mean_difference > 0.001
+        finally:
+            studio.pictures.close()
+
+
+def test_stop_ends_a_download_and_the_next_use_begins_it_again(cache, tmp_path, monkeypatch):
+    repositories = {FLUX: Repository(contents(save_tiny_flux(tmp_path / "flux")))}
+    with running(Hub(repositories, wait_s=60)) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        studio, stop = Studio(Options(model=Path(FLUX))), StopFlag()
+        try:
+            request = CompareRequest(**REQUEST, right="base")
+            began_s = time.monotonic()
+            for view in compare(studio, request, stop):
+                if view.message.startswith("Downloading"):
+                    stop.set()
+            assert view.phase == "stopped"
+            studio._thread.join(10)
+            assert not studio._thread.is_alive() and time.monotonic() - began_s < 30
+            served.wait_s = 0
+            assert list(compare(studio, request, StopFlag()))[-1].phase == "done"
         finally:
             studio.pictures.close()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Hub:
     address: str = ""
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     is_broken: bool = False  # it breaks off every reading
+    wait_s: float = 0  # before a file's content
 
 
 @contextmanager
@@ -92,6 +94,7 @@ def running(hub: Hub) -> Iterator[Hub]:
             if not with_body:
                 self._send(200, b"", {**headers, "Content-Length": str(len(content))})
                 return
+            time.sleep(hub.wait_s)
             last = repository.cut_after.get(path)
             if last is None:
                 self._send(206 if wanted else 200, content[first:], headers)

@@ -132,7 +132,7 @@ def test_a_gated_repository_says_how_to_get_access_and_where_the_token_goes(serv
     status, _, errors = run(served, cache, FLUX, token=token)
     last = errors.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and GATED in last and said in last
-    assert hub.downloaded(FLUX) is None or not list(hub.downloaded(FLUX).rglob("*.safetensors"))
+    assert hub.downloaded(FLUX) is None  # though some of its small files may have come
 
 
 def test_a_download_that_broke_off_goes_on_where_it_was(served, cache):
@@ -143,7 +143,7 @@ def test_a_download_that_broke_off_goes_on_where_it_was(served, cache):
     served.is_broken = True
     status, _, errors = run(served, cache, SRPO)
     assert status == 2 and "what has come is kept" in errors.splitlines()[-1]
-    assert hub.downloaded(f"{SRPO}/{name}") is None
+    assert hub.downloaded(SRPO) is None and hub.downloaded(f"{SRPO}/{name}") is None
     served.is_broken = False
     served.repositories[SRPO].cut_after.clear()
     served.asked.clear()

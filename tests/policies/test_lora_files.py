@@ -248,3 +248,27 @@ def test_settings_that_cannot_be_followed_are_said(pipe, tmp_path, settings):
     file = write(random_lora(pipe.transformer), tmp_path / "a.safetensors", **{METADATA_KEY: settings})
     with pytest.raises(ValueError, match=r"does not fit this model: (the settings in its header|this LoRA gives)"):
         load_transformer(file, pipe.transformer)
+
+
+@pytest.mark.parametrize("shapes", [((2**32, 64), (32, 2**32)), ((3, 2**34), (32, 3))])
+def test_a_giant_lora_is_refused_before_anything_is_read(pipe, tmp_path, shapes):
+    """Sparse files of many GiB: one of an impossible rank, one of another width."""
+    header, end = {}, 0
+    for side, shape in zip("AB", shapes, strict=True):
+        size = 4 * shape[0] * shape[1]
+        header[f"transformer.x_embedder.lora_{side}.weight"] = {
+            "dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]
+        }  # fmt: skip
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "giant.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    with pytest.raises(ValueError, match=r"x_embedder is \(32, 64\), not \(32, \d+\) times \(\d+, \d+\)"):
+        load_transformer(tmp_path / "giant.safetensors", pipe.transformer)
+
+
+def test_whole_weights_have_no_weight(pipe, tmp_path):
+    file = write(pipe.transformer.state_dict(), tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match=r"holds whole weights, not a LoRA, so it has no weight; leave out “@0\.5”"):
+        load_transformer(file, pipe.transformer, weight=0.5)
