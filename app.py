@@ -8,6 +8,7 @@ import sys
 # Before Gradio is imported: no look-ups on the network, unless votes are to go to the Hub; and in reload mode
 # (`gradio app.py`) the script must not be registered under the name of the package beside it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("SRPO_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))  # what the user said of downloads
 if not any(word.startswith("--votes-dataset") for word in sys.argv):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
@@ -47,6 +48,7 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     served = parser.parse_args(arguments)
     public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
     places = {name: getattr(served, name) for name in ("runs", "studies", "database", "votes_dataset")}
+    places["downloads"] = os.environ["SRPO_OFFLINE"] in ("", "0")
     options = Options(**weights(served), **places, local_paths=not public)
     return options, served
 

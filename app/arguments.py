@@ -15,8 +15,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each of NAMES. What is not named stays None: only Options knows whose weights fit."""
     default = Options()
     own = "(default: the miniature's, over the miniature alone)"
-    parser.add_argument("--model", type=Path, default=default.model, help="base model, a FluxPipeline folder")
-    parser.add_argument("--srpo", type=Path, help=f"SRPO weights over it, a file or a folder {own}")
+    parser.add_argument(
+        "--model", type=Path, default=default.model, help="base model, a FluxPipeline folder or its id on the hub"
+    )
+    parser.add_argument(
+        "--srpo", type=Path, help=f"SRPO weights over it: a file, a folder or an id, a LoRA as FILE@0.8 {own}"
+    )
     parser.add_argument("--reward", type=Path, help=f"reward that scores, KIND:PLACE or a CLIPModel folder {own}")
     parser.add_argument("--judge", type=Path, help=f"the independent judge's folder {own}")
     parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.miniature import paths
+from srpo.policies import hub, places
 
 MAX_SEED = 2**32 - 1  # what other tools' PNG texts can carry
 
@@ -20,8 +21,8 @@ class Options:
     miniature's SRPO weights do not fit it, and the miniature's reward and judge know nothing of its pictures.
     """
 
-    model: Path = paths.FLUX  # a FluxPipeline folder
-    srpo: Path | None = None  # a transformer's weights over that pipeline, shown as the right side
+    model: Path = paths.FLUX  # a FluxPipeline folder, or its id on the hub until it has been downloaded
+    srpo: Path | None = None  # weights over that pipeline, shown as the right side: a path or an id, a LoRA's @WEIGHT
     reward: Path | None = None  # a reward's name: a CLIPModel folder, or KIND:PLACE (srpo.rewards.catalogue)
     judge: Path | None = None
     runs: Path = Path("runs")
@@ -31,12 +32,27 @@ class Options:
     device: str = "cpu"
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine
+    downloads: bool = True  # what is named by an id of the hub may be fetched, at its first use
 
     def __post_init__(self) -> None:
         if self.is_miniature:
             for name, own in (("srpo", paths.SRPO), ("reward", paths.REWARD), ("judge", paths.JUDGE)):
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, own)  # the class is frozen
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Puts its folder in the place of every id of the hub that has been downloaded by now."""
+        for name in ("model", "srpo"):
+            place, weight = places.split_weight(getattr(self, name) or "")
+            if (there := hub.downloaded(place)) is not None:
+                object.__setattr__(self, name, there if weight == 1 else Path(f"{there}@{weight:g}"))
+
+    @property
+    def absent(self) -> list[str]:
+        """The ids of the hub that are named here and were not downloaded yet."""
+        named = (places.split_weight(place)[0] for place in (self.model, self.srpo) if place is not None)
+        return [str(place) for place in named if hub.is_id(place)]
 
     @property
     def max_sequence_length(self) -> int:

@@ -82,7 +82,7 @@ def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator
         width=request.width,
         height=request.height,
         num_seeds=request.num_seeds,
-        notice=studio.notice(request),
+        notice=" ".join(dict.fromkeys(filter(None, (studio.notice(request), *map(studio.catalogue.notice, models))))),
     )
     try:
         for snapshot in _run(studio, request, models, view, stop):
@@ -111,6 +111,7 @@ def prepare(
     yield from wait_for_device(turn, stop)
     engine = yield from studio.engine_when_ready(stop)
     engine.check(settings, prompts)
+    yield from engine.convert(models, stop)
     yield "Preparing …"
     return engine, engine.policies(models)
 
@@ -213,10 +214,13 @@ def facts_of(studio: Studio, engine: Engine, models: Sequence[Model]) -> dict[st
     from app.services.engine import versions
 
     hashes = {model.id: studio.catalogue.sha256(model) for model in models}
+    # The miniature's pictures are for no other tool: it has text encoders of its own.
+    files = {} if studio.options.is_miniature else {model.id: studio.catalogue.file_of(model) for model in models}
     return {
         **studio.made_with(),
         "dtype": str(engine.base.transformer.dtype).removeprefix("torch."),
         "device": str(engine.base.device),
         "versions": versions(),
         "weights_sha256": {name: value for name, value in hashes.items() if value},
+        **({"files": files} if files else {}),
     }

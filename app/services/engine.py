@@ -5,6 +5,7 @@ Page code reaches it through `studio.py`, which imports it in the background onc
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 from collections import OrderedDict
@@ -23,10 +24,13 @@ from app.services.requests import BadInput, Settings
 from app.services.scores import Row, Scorer
 from app.state import Options
 from srpo.flow.samplers import euler
+from srpo.policies import conversion, hub, places
 from srpo.policies.base import Conditioning
-from srpo.policies.checkpoints import load_transformer
+from srpo.policies.checkpoints import load_transformer, require_fit
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.base import to_pil
+
+log = logging.getLogger(__name__)
 
 # Bytes of transformers kept beside the base's own: on a GPU one FLUX in bf16, in the machine's memory many miniatures.
 GPU_BUDGET, CPU_BUDGET = 24 * 2**30, 2**29
@@ -57,13 +61,16 @@ class Engine:
     def __init__(self, base: FluxPolicy, scorer: Scorer, max_side: int) -> None:
         """max_side: the longest side of a picture, in pixels, that `check` lets pass."""
         self.base, self.scorer, self.max_side = base, scorer, max_side
-        self._resident: OrderedDict[tuple[str, float], FluxPolicy] = OrderedDict()
+        self._resident: OrderedDict[tuple[str, float, float], FluxPolicy] = OrderedDict()
+        self._converting = threading.Lock()
         self._loading = threading.Lock()  # what the page shows at first is loaded beside the first requests
 
     @classmethod
     def load(cls, options: Options) -> Engine:
         """The engine of these options. ValueError, one sentence, where a folder is missing or foreign."""
         if not options.model.is_dir():
+            if hub.is_id(options.model):
+                raise BadInput(hub.absent(options.model))
             raise BadInput(
                 f"The base model is not at {options.model}: start the app with --model FOLDER, a FluxPipeline folder."
             )
@@ -77,6 +84,56 @@ class Engine:
             )
             return cls(base, Scorer.load(options.reward, options.judge), Catalogue(options).max_side)
 
+    def convert(self, models: Sequence[Model], stop: StopFlag) -> Iterator[str]:
+        """Messages while large float32 weights are converted to the base's precision, once and for all starts.
+
+        BadInput for weights that cannot be read. Where there is no room for the copy they are read as they are.
+        """
+        while not self._converting.acquire(timeout=0.25):
+            stop.check()
+            yield "Waiting for weights that are being converted, this once."
+        try:
+            yield from self._convert(models, stop)
+        finally:
+            self._converting.release()
+
+    def _convert(self, models: Sequence[Model], stop: StopFlag) -> Iterator[str]:
+        for model in models:
+            if model.weights is None or (pending := self._unconverted(model)) is None:
+                continue
+            try:
+                for step in conversion.convert(pending, self._dtype):
+                    stop.check()
+                    done, total = step.done_bytes / 1e9, step.total_bytes / 1e9
+                    yield f"Converting {model.label}, this once: {done:.1f} of {total:.1f} GB"
+            except (ValueError, OSError) as error:
+                log.warning("%s is not converted, but read whole each time: %s", model.label, error)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.base.transformer.dtype
+
+    def _unconverted(self, model: Model) -> Path | None:
+        """The place of weights that are worth a conversion and have none yet."""
+        try:
+            found = places.find(model.weights)
+            if not conversion.is_worth_converting(found, self._dtype):
+                return None
+            require_fit(found, self.base.transformer, weight=model.weight)
+            if not conversion.is_converted(conversion.converted_folder(found, self._dtype)):
+                return model.weights
+        except (ValueError, OSError) as error:
+            raise BadInput(_sentence(error)) from None
+        return None
+
+    def _place(self, model: Model) -> Path:
+        """Where the model's weights are read: from their converted copy, where there is one."""
+        found = places.find(model.weights)
+        if conversion.is_worth_converting(found, self._dtype):
+            folder = conversion.converted_folder(found, self._dtype)
+            return folder if conversion.is_converted(folder) else model.weights
+        return model.weights
+
     def policies(self, models: Sequence[Model]) -> list[FluxPolicy]:
         """One policy per model. Weights are loaded at the first request, and anew when their file has changed.
 
@@ -89,7 +146,7 @@ class Engine:
                 self.base if key is None else self._load(key, model) for key, model in zip(asked, models, strict=True)
             ]
 
-    def _make_room(self, asked: set[tuple[str, float]]) -> None:
+    def _make_room(self, asked: set[tuple[str, float, float]]) -> None:
         """Forgets weights until those asked for fit the budget beside what stays; all have the base's size."""
         budget = CPU_BUDGET if self.base.device.type == "cpu" else GPU_BUDGET
         num_bytes = sum(weight.nbytes for weight in self.base.transformer.parameters())
@@ -97,11 +154,11 @@ class Engine:
         for key in unused[: max(0, len(unused) + len(asked) - budget // num_bytes)]:
             del self._resident[key]
 
-    def _load(self, key: tuple[str, float], model: Model) -> FluxPolicy:
+    def _load(self, key: tuple[str, float, float], model: Model) -> FluxPolicy:
         if key not in self._resident:
             try:
                 with memory_named(f"load {model.label} beside the base model"):
-                    transformer = load_transformer(model.weights, self.base.transformer)
+                    transformer = load_transformer(self._place(model), self.base.transformer, weight=model.weight)
                     self._resident[key] = self.base.with_transformer(transformer)
             except (ValueError, OSError) as error:
                 raise BadInput(_sentence(error)) from None
@@ -197,10 +254,10 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
 
 
-def _version(model: Model) -> tuple[str, float]:
-    """A model's weights at their present state. BadInput where they are gone, or closed to us."""
+def _version(model: Model) -> tuple[str, float, float]:
+    """A model's weights at their present state, and a LoRA's weight. BadInput where they are gone, or closed to us."""
     try:
-        return str(model.weights.resolve()), model.weights.stat().st_mtime
+        return str(model.weights.resolve()), model.weights.stat().st_mtime, model.weight
     except OSError as error:
         raise BadInput(_sentence(error)) from None
 

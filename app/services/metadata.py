@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from app.services.requests import BadInput, CompareRequest, Settings, parse
+from app.services.requests import BadInput, CompareRequest, Settings, parse, sentence
 from app.services.uploads import UNREADABLE
+from srpo import comfyui
 from srpo.evaluation.sheets import FORMAT, KEY, SOFTWARE, png_texts
 
 # What a record may be of that is no picture of a comparison.
 OTHERS = {"grid": "a sheet of many pictures", "recoveries": "a sheet of many pictures", "recovery": "a recovered one"}
+
+UNREAD = "That file is not a PNG picture: drop one that was downloaded here."
 
 
 class Found(NamedTuple):
@@ -62,25 +65,47 @@ def comparison_texts(
         **facts,
     }
     model = names.get(side, f"difference of {names['left']} and {names['right']}")
-    return png_texts(record, a1111_parameters(request, request.prompt, prompt_seed, model))
+    texts = png_texts(record, a1111_parameters(request, request.prompt, prompt_seed, model))
+    file = facts.get("files", {}).get(request.left if side == "left" else request.right)
+    if side != "difference" and file is not None:
+        texts.add_text("workflow", json.dumps(comfyui.workflow(_for_comfyui(request, prompt_seed, file))))
+    return texts
+
+
+def _for_comfyui(request: CompareRequest, seed: int, file: dict[str, Any]) -> comfyui.Settings:
+    """One side's picture as a workflow of ComfyUI draws it, from its own noise."""
+    return comfyui.Settings(
+        prompt=request.text(request.prompt),
+        seed=seed,
+        steps=request.steps,
+        guidance=request.guidance,
+        width=request.width,
+        height=request.height,
+        model=file.get("model"),
+        loras=((file["lora"], file["weight"]),) if "lora" in file else (),
+    )
 
 
 def read_request(path: str | Path) -> Found:
-    """What to restore from a PNG.
+    """What to restore from a PNG, or from a workflow of ComfyUI.
 
-    A picture made here gives its whole request. One made elsewhere that carries a `parameters` text gives the fields
-    that text holds, as a dict. BadInput, one sentence, for everything else: not an image, no settings, or settings
-    that were tampered with. Pixels are never decoded.
+    A picture made here gives its whole request. One made elsewhere that carries a `parameters` text or a workflow gives
+    the fields that it holds, as a dict. BadInput, one sentence, for everything else: not an image, no settings, or
+    settings that were tampered with. Pixels are never decoded.
     """
+    if (workflow := _json_text(Path(path))) is not None:
+        return _comfyui({"prompt": workflow})
     try:
         with Image.open(path, formats=["PNG"]) as image:
             texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
     except UNREADABLE:
-        raise BadInput("That file is not a PNG picture: drop one that was downloaded here.") from None
+        raise BadInput(UNREAD) from None
     if KEY in texts:
         return _ours(texts[KEY])
     if "parameters" in texts:
         return Found(_a1111(str(texts["parameters"])), "Restored what the picture's “parameters” text says.", {})
+    if (found := _comfyui(texts)) is not None:
+        return found
     raise BadInput("That PNG carries no settings: drop one that was downloaded here.")
 
 
@@ -120,6 +145,43 @@ def _ours(text: str) -> Found:
         return Found(parse(CompareRequest, record["request"]), "Restored every setting of that picture.", record)
     except BadInput as error:
         raise BadInput(f"{damaged}: {str(error)[0].lower()}{str(error)[1:]}") from None
+
+
+def _json_text(path: Path) -> str | None:
+    """The file's text where it begins as JSON does; no more of it than a workflow may be long."""
+    try:
+        with path.open("rb") as opened:
+            start = opened.read(64).lstrip()
+            if not start.startswith(b"{"):
+                return None
+            return (start + opened.read(comfyui.MAX_CHARACTERS)).decode(errors="replace")
+    except OSError:
+        raise BadInput(UNREAD) from None
+
+
+def _comfyui(texts: dict[str, str]) -> Found | None:
+    """What a workflow of ComfyUI says, as far as it can be had here; None where there is none."""
+    try:
+        reading = comfyui.read_texts(texts)
+    except ValueError as error:
+        raise BadInput(sentence(error)) from None
+    if reading is None:
+        return None
+    said = ["Restored what the ComfyUI workflow says; its noise is another, so the same seed gives another picture."]
+    raw: dict[str, Any] = {}
+    for name in ("prompt", "seed", "steps", "guidance", "width", "height"):
+        if (value := getattr(reading.settings, name)) is not None:
+            try:
+                request = parse(
+                    CompareRequest, {"seed": 0, "prompt": "x", "left": "base", "right": "srpo", name: value}
+                )
+                raw[name] = getattr(request, name)
+            except BadInput as error:
+                said.append(f"Left out: {error}")
+    said += reading.notes
+    if drawn_with := ", ".join(filter(None, (reading.settings.model, *(name for name, _ in reading.settings.loras)))):
+        said.append(f"It was drawn with {drawn_with[:120]}: choose the models here yourself.")
+    return Found(raw, " ".join(said), {})
 
 
 def _a1111(text: str) -> dict[str, Any]:

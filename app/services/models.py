@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.services.requests import MAX_SIDE, BadInput
 from app.state import Options
 from srpo.miniature import paths
+from srpo.policies import hub, places
 from srpo.rewards.catalogue import card_of
 from srpo.runs import WEIGHTS_NAME, RunFolder, list_runs
 
@@ -21,6 +24,12 @@ FULL_WIDTH = 3072  # of the transformer of FLUX.1 dev and schnell, of their fine
 MAX_ENLARGEMENT = 4  # sides beyond what the model was trained for; the time of a step grows with their fourth power
 MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
 BASE, SRPO, RUN = "base", "srpo", "run:"
+TIMES = " × "  # between a LoRA's name and its weight
+# Where SRPO's weights are published: its authors', and the conversions that their model card names.
+SRPO_REPOSITORIES = (
+    *("tencent/SRPO", "rockerBOO/flux.1-dev-SRPO", "befox/SRPO-GGUF"),
+    "wikeeyang/SRPO-Refine-Quantized-v1.0",
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,16 @@ class Model:
     id: str  # what a request and a PNG call it
     label: str  # what the page calls it
     weights: Path | None  # None: the base pipeline's own
+    weight: float = 1.0  # of a LoRA
 
 
 def is_full_size(model_folder: Path) -> bool:
-    """Whether the pipeline's transformer has the width of FLUX.1 (12 B), told by its configuration."""
+    """Whether the pipeline's transformer has the width of FLUX.1 (12 B), told by its configuration.
+
+    What has not been downloaded yet is taken for it, as all pipelines of the hub that are named here have it.
+    """
+    if hub.is_id(model_folder):
+        return True
     try:
         config = json.loads((model_folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         return config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128) == FULL_WIDTH
@@ -52,7 +67,9 @@ class Catalogue:
     def base_name(self) -> str:
         if self.options.is_miniature:
             return "FLUX miniature"
-        return "FLUX.1-dev" if _is_flux_dev(self.options.model) else f"FLUX ({self.options.model.name})"
+        if (repository := hub.repository_of(self.options.model)) is not None:
+            return repository.partition("/")[2]
+        return _flux_dev(self.options.model) or f"FLUX ({self.options.model.name})"
 
     @property
     def native_side(self) -> int:
@@ -77,9 +94,11 @@ class Catalogue:
     def models(self) -> list[Model]:
         """What the pickers offer, in order. Runs are read anew at each call."""
         found = [Model(BASE, self.base_name, None)]
-        if self.options.srpo is not None and self.options.srpo.exists():
-            label = "SRPO miniature" if self.options.srpo == paths.SRPO else "SRPO"
-            found.append(Model(SRPO, label, self.options.srpo))
+        if self.options.srpo is not None:
+            place, weight = places.split_weight(self.options.srpo)
+            label = "SRPO miniature" if self.options.srpo == paths.SRPO else _weighted("SRPO", weight)
+            if place.exists():
+                found.append(Model(SRPO, label, place, weight))
         for run in list_runs(self.options.runs):
             found += _weights_of(run)
         return found
@@ -89,8 +108,14 @@ class Catalogue:
         known = {name: model for model in self.models() for name in (model.label, model.id)}
         if name in known:
             return known[name]
+        # Behind the name of a model, a weight is told from a checkpoint's number by its decimals.
+        plain, _, written = name.rpartition("@")
+        if re.fullmatch(r"-?\d\.\d{1,6}", written) and (plain in known or plain.startswith(RUN)):
+            return self.weighted(self.find(plain), float(written))
         if name == SRPO:
             where = "no SRPO weights are named" if self.options.srpo is None else f"none are at {self.options.srpo}"
+            if self.options.srpo is not None and hub.is_id(self.options.srpo):
+                raise BadInput(hub.absent(self.options.srpo))
             raise BadInput(f"There is no SRPO model here, as {where}: choose another model for that side.")
         if name.startswith(RUN):
             return self._checkpoint(name.removeprefix(RUN))
@@ -98,14 +123,53 @@ class Catalogue:
             raise BadInput("This page does not open folders of its machine: choose a model from the list.")
         choose = "choose one from the list, or the path of a folder or file"
         try:
-            path = Path(name).expanduser()
+            path, weight = places.split_weight(Path(name).expanduser())
+            path = hub.downloaded(path) or path
             exists = path.exists()
+        except ValueError as error:  # of the weight
+            raise BadInput(str(error)) from None
         except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed to us, a user unknown
             reason = getattr(error, "strerror", None) or str(error)
             raise BadInput(f"The model at {_shortened(name)!r} cannot be opened ({reason}): {choose}.") from None
         if not exists:
             raise BadInput(f"There is no model at {_shortened(name)!r}: {choose}.")
-        return Model(name, path.stem if path.is_file() else path.name, path)
+        return Model(name, _weighted(path.stem if path.is_file() else path.name, weight), path, weight)
+
+    def weighted(self, model: Model, weight: float) -> Model:
+        """The model with another weight of its LoRA. BadInput for whole weights, and beyond the limit."""
+        if not self.is_lora(model):
+            raise BadInput(f"{model.label} is no LoRA, so it has no weight: choose it without “@”.")
+        if not abs(weight) <= places.MAX_WEIGHT:
+            raise BadInput(f"The weight of a LoRA may be at most {places.MAX_WEIGHT:g}, not {weight:g}.")
+        label = _weighted(model.label.partition(TIMES)[0], weight)
+        plain = model.id.rpartition("@")[0] if model.weight != 1 and "@" in model.id else model.id
+        is_plain = self.find(plain).weight == weight
+        return Model(plain if is_plain else f"{plain}@{weight:.2f}", label, model.weights, weight)
+
+    def is_lora(self, model: Model) -> bool:
+        """Whether these are weights beside the base's, told by their header."""
+        try:
+            return model.weights is not None and places.find(model.weights).kind == "lora"
+        except (ValueError, OSError):  # loading says what is wrong with them
+            return False
+
+    def notice(self, model: Model) -> str:
+        """What a visitor should know of a model's weights: their rounding, and what of them is left out; or nothing."""
+        try:
+            return "" if model.weights is None else places.find(model.weights).notice
+        except (ValueError, OSError):  # loading says what is wrong with them
+            return ""
+
+    def file_of(self, model: Model) -> dict[str, Any]:
+        """Under which name another tool would look for a model's weights: a "model", or a "lora" with its "weight"."""
+        try:
+            found = None if model.weights is None else places.find(model.weights)
+        except (ValueError, OSError):
+            found = None
+        if found is None:
+            return {"model": None}
+        name = found.files[0].name if len(found.files) == 1 else f"{model.weights.name}.safetensors"
+        return {"lora": name, "weight": model.weight} if found.kind == "lora" else {"model": name}
 
     def _checkpoint(self, name: str) -> Model:
         """Any checkpoint of a run, "NAME@UPDATE"; `models` offers but one."""
@@ -142,10 +206,10 @@ class Catalogue:
                 "The miniature’s weights were trained from scratch for this project and are licensed under Apache-2.0, "
                 "as is its code."
             )
-        elif _is_flux_dev(options.model):
+        elif _flux_dev(options.model):
             said.append(
-                "<b>FLUX.1-dev</b> weights: FLUX.1 [dev] Non-Commercial License of Black Forest Labs (non-commercial "
-                "use; outputs need review or a filter, and disclosure as AI-made)."
+                f"<b>{html.escape(self.base_name)}</b> weights: FLUX.1 [dev] Non-Commercial License of Black Forest "
+                "Labs (non-commercial use; outputs need review or a filter, and disclosure as AI-made)."
             )
         else:
             unknown.append(options.model)
@@ -154,12 +218,15 @@ class Catalogue:
         for path in (options.srpo, None if card else options.reward, options.judge):
             if path is None or paths.ROOT in path.resolve().parents:
                 continue
-            if _is_repository(path, "tencent/SRPO"):
-                said.append("<b>SRPO</b> weights by Tencent: academic use only (Tencent-Hunyuan/SRPO licence).")
+            if any(_is_repository(path, name) for name in SRPO_REPOSITORIES):
+                said.append(
+                    "<b>SRPO</b> weights by Tencent: academic use only (Tencent-Hunyuan/SRPO licence), and under "
+                    "FLUX.1-dev’s terms as well."
+                )
             else:
                 unknown.append(path)
         if unknown:
-            names = ", ".join(f"<b>{html.escape(path.name)}</b>" for path in unknown)
+            names = ", ".join(f"<b>{html.escape(hub.repository_of_cached(path) or path.name)}</b>" for path in unknown)
             said.append(f"Check the licence of {names} before you use or share what they make.")
         return " ".join(said)
 
@@ -184,8 +251,15 @@ def _checkpoint(run: RunFolder, update: int, word: str = "") -> Model:
     return Model(f"{RUN}{run.name}@{update}", label, run.checkpoint_weights(update))
 
 
-def _is_flux_dev(path: Path) -> bool:
-    return _is_repository(path, "FLUX.1-dev") or _is_repository(path, "black-forest-labs/FLUX.1-dev")
+def _flux_dev(path: Path) -> str | None:
+    """The name of weights under the licence of FLUX.1 [dev], its own or Krea's; None for others."""
+    known = ("FLUX.1-dev", "FLUX.1-Krea-dev")
+    found = (name for name in known for owner in ("", "black-forest-labs/") if _is_repository(path, owner + name))
+    return next(found, None)
+
+
+def _weighted(label: str, weight: float) -> str:
+    return label if weight == 1 else f"{label}{TIMES}{weight:g}"
 
 
 def _is_repository(path: Path, name: str) -> bool:

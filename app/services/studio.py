@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -13,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.services.device import Device, Jobs, StopFlag
+from app.services.device import Device, Jobs, StopFlag, Stopped
 from app.services.finetune import FineTune
 from app.services.models import MINIATURE_GUIDANCE, MINIATURE_SIDE, SRPO, Catalogue
 from app.services.pictures import PictureStore
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from app.services.engine import Engine
 
 log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Studio:
         self._engine: Engine | None = None
         self._failure: str | None = None
         self._warning: str | None = None
+        self._progress: str | None = None  # of what comes before the loading
+        self._download: subprocess.Popen | None = None
         self._thread: threading.Thread | None = None
         self._started_s = 0.0
         self._lock = threading.Lock()
@@ -62,17 +68,22 @@ class Studio:
         package = Path(importlib.util.find_spec("plotly").origin).parent
         return Path(shutil.copy(package / "package_data" / "plotly.min.js", self.pictures.root))
 
-    def start(self) -> None:
-        """Loads the models in the background, unless that is done or under way. A failed load is tried again."""
+    def start(self, *, fetch: bool = False) -> None:
+        """Loads the models in the background, unless that is done or under way. A failed load is tried again.
+
+        fetch: what is named by an id of the hub and is not here is downloaded first; else nothing is, but said.
+        """
         with self._lock:
             if self._engine is not None or (self._thread is not None and self._thread.is_alive()):
                 return
             self._failure, self._started_s = None, time.monotonic()
-            self._thread = threading.Thread(target=self._load, name="models", daemon=True)
+            self._thread = threading.Thread(target=self._load, args=(fetch,), name="models", daemon=True)
             self._thread.start()
 
-    def _load(self) -> None:
+    def _load(self, fetch: bool) -> None:
         try:
+            if fetch and self.options.downloads and self.options.absent:
+                self._fetch(self.options.absent)
             from app.services.engine import Engine  # torch and diffusers: seconds, spent behind the page
 
             self._engine = Engine.load(self.options)
@@ -87,6 +98,9 @@ class Studio:
             return
         for model in (model for model in self.catalogue.models() if model.id == SRPO):  # what the page shows at first
             try:
+                for message in self._engine.convert([model], StopFlag()):
+                    self._progress = message
+                self._progress = None
                 self._engine.policies([model])
             except BadInput as error:  # the other models work
                 self._warning = f"{model.label} cannot be used: {error}"
@@ -97,21 +111,49 @@ class Studio:
         if self._engine is not None and not self._thread.is_alive():
             return Status("ready", self._warning or "Models ready")
         if self._failure is not None:
+            if self.options.absent and self.options.downloads:
+                return Status(
+                    "loading", f"Not here yet: {' and '.join(self.options.absent)}. The first picture downloads it."
+                )
             return Status("failed", self._failure)
+        if self._progress is not None:
+            return Status("loading", self._progress)
         elapsed_s = time.monotonic() - self._started_s if self._started_s else 0.0
         return Status("loading", f"Loading models … {elapsed_s:.0f} s")
 
     def engine_when_ready(self, stop: StopFlag) -> Generator[str, None, Engine]:
         """Messages while the models load; returns the engine. BadInput if they cannot load."""
         if self._engine is None:
-            self.start()
+            self.start(fetch=True)
         while self._engine is None:
-            stop.check()
+            try:
+                stop.check()
+            except Stopped:
+                if self._download is not None:  # what has come of it is kept
+                    self._download.terminate()
+                raise
             if self._failure is not None:
                 raise BadInput(self._failure)
-            yield "The models are still loading; this starts by itself."
+            yield self._progress or "The models are still loading; this starts by itself."
             self._thread.join(0.25)
         return self._engine
+
+    def _fetch(self, ids: list[str]) -> None:
+        """Downloads them, by a process of its own that can be ended at any moment. BadInput where that fails."""
+        command = [sys.executable, "-m", "srpo.download", "--json", *ids]
+        said = ""
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            self._download = process
+            for line in process.stderr:
+                said = line.strip()
+                self._progress = f"Downloading {_in_words(said)}"
+        self._download, self._progress = None, None
+        self.options.look_again()
+        if process.returncode:
+            stopped = "The download was stopped; what has come is kept, and the next start goes on from there."
+            raise BadInput(said.removeprefix("error: ") if said.startswith("error: ") else stopped)
 
     def count_tokens(self, text: str) -> tuple[int, int] | None:
         """Tokens of a text and how many the model reads; None while the models load."""
@@ -136,3 +178,12 @@ class Studio:
     def made_with(self) -> dict[str, Any]:
         """What decides a picture's pixels beside its settings and the models of its sides, for its record."""
         return {"base": self.catalogue.base_facts(), "text_tokens": self.options.max_sequence_length}
+
+
+def _in_words(line: str) -> str:
+    """A line of srpo.download: a plan as it is, a step in words."""
+    try:
+        step = json.loads(line)
+        return f"{step['repository']}: {step['done'] / 1e9:.1f} of {step['total'] / 1e9:.1f} GB"
+    except (ValueError, KeyError, TypeError):
+        return line

@@ -21,7 +21,7 @@ from app.services.compare import compare
 from app.services.device import RULE
 from app.services.grid import paint_grid
 from app.services.metadata import differences, read_request
-from app.services.models import BASE, SRPO, is_full_size
+from app.services.models import BASE, SRPO, Model, is_full_size
 from app.services.requests import (
     MAX_GRID_PICTURES,
     MAX_GUIDANCE,
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS = ("num_seeds", "steps", "guidance", "width", "height", "control_word")
 RESTORED = ("prompt", "seed", *SETTINGS, "left", "right")
+LORA_WEIGHTS = -1.0, 2.0  # what the slider offers; a path may say more
 WORKING = ("waiting", "running")  # phases after which more comes
 UNEXPECTED = "Something went wrong in the app itself; the terminal it was started from has the details."
 
@@ -183,6 +184,32 @@ class Handlers:
         choices = [(model.label, model.id) for model in self.studio.catalogue.models()]
         return (gr.update(choices=choices),) * 3
 
+    def weight_of(self, left: str, right: str) -> dict[str, Any]:
+        """The slider of a LoRA's weight: shown where a side is one, at the first one's weight."""
+        weights = [model.weight for name in (left, right) if (model := self._lora(name)) is not None]
+        return gr.update(visible=True, value=weights[0]) if weights else gr.update(visible=False)
+
+    def weigh(self, weight: object, left: str, right: str) -> tuple:
+        """(left, right) pickers with that weight on every side that is a LoRA."""
+        choices = [(model.label, model.id) for model in self.studio.catalogue.models()]
+        updates = []
+        for name in (left, right):
+            if (model := self._lora(name)) is None or not isinstance(weight, int | float):
+                updates.append(gr.skip())
+                continue
+            weighed = self.studio.catalogue.weighted(model, float(weight))
+            offered = choices if weighed.id in dict(choices).values() else [*choices, (weighed.label, weighed.id)]
+            updates.append(gr.update(choices=offered, value=weighed.id))
+        return tuple(updates)
+
+    def _lora(self, name: str) -> Model | None:
+        """The model of that name where it is a LoRA."""
+        try:
+            model = self.studio.catalogue.find(name or "")
+        except BadInput:
+            return None
+        return model if self.studio.catalogue.is_lora(model) else None
+
     def cost(self, num_seeds: object) -> str:
         """What Generate says: how much it will make."""
         count = int(num_seeds or 1)
@@ -238,9 +265,18 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
             with gr.Row():
                 left = gr.Dropdown(choices, value=BASE, label="Left model", elem_id="left", **picker)
                 right = gr.Dropdown(choices, value=second, label="Right model", elem_id="right", **picker)
+            lora_weight = gr.Slider(
+                *LORA_WEIGHTS,
+                value=1,
+                step=0.05,
+                label="Weight of the LoRA, on every side that is one",
+                visible=False,
+                elem_id="lora-weight",
+            )
             if options.local_paths:
                 gr.HTML(
-                    "Or paste the path of a folder or a .safetensors file.",
+                    "Or paste the path of a folder, or of a .safetensors or .gguf file; behind a LoRA’s path, @0.8 is "
+                    "its weight.",
                     elem_classes="hint",
                     apply_default_css=False,
                 )
@@ -315,6 +351,7 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
     # "always_last": asked again where a field changed while the answer was on its way. Such an output has this one
     # event and no other, or an older answer could come after a newer one.
     follow: dict[str, Any] = quiet | {"trigger_mode": "always_last", "queue": False}
+    page = gr.context.Context.root_block
     settings = [num_seeds, steps, guidance, width, height, word]
     inputs = [session, seed_mode, seed, prompt, left, right, *settings]
 
@@ -338,10 +375,12 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
     # The fields in the order of RESTORED.
     dropped.upload(do.restore, dropped, [dropped, restored, seed_mode, prompt, seed, *settings, left, right], **press)
     gr.on([prompt.change, word.change, status.change], do.tokens, [prompt, word], tokens, **follow)
+    if options.local_paths:  # elsewhere a picker takes what it lists alone
+        gr.on([left.change, right.change, page.load], do.weight_of, [left, right], lora_weight, **follow)
+        lora_weight.input(do.weigh, [lora_weight, left, right], [left, right], **follow)
     num_seeds.change(do.cost, num_seeds, generate, **follow)
     gr.on([field.change for field in counted], do.grid_cost, counted, draw, **follow)
     timer.tick(do.status, outputs=[status, timer], queue=False, **quiet)
-    page = gr.context.Context.root_block
     page.load(do.model_choices, outputs=[left, right, grid_models], **press)
     page.unload(do.leave)
     return left, right

@@ -248,7 +248,8 @@ class FluxPolicy:
             raise ValueError(f"One prompt per image is needed: {len(cond)} prompts came with {batch} latents.")
         transformer = self.transformer
         # That of the layer which reads the latents: transformer.dtype would walk through every module at each step.
-        dtype, device = transformer.x_embedder.weight.dtype, x_t.device
+        reader, device = transformer.x_embedder, x_t.device
+        dtype = getattr(reader, "compute_dtype", reader.weight.dtype)  # a layer of GGUF's blocks computes in another
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             packed = (self.called or transformer)(
                 hidden_states=pack(x_t).to(dtype),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # how the names of unfinished files and folders end; no finished one's does
@@ -21,9 +22,16 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Replaces the file by what `write(temporary path)` writes, in one step. The old file stays where that fails."""
+    with replaced(path, durable=durable) as temporary:
+        write(temporary)
+
+
+@contextmanager
+def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path; what was written there takes the file's place at the end, where nothing was raised."""
     temporary = _temporary(path)
     try:
-        write(temporary)
+        yield temporary
         if durable:
             _sync(temporary)
         os.replace(temporary, path)

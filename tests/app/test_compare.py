@@ -169,11 +169,11 @@ def test_stop_lets_no_model_take_another_step(studio, monkeypatch, at):
         assert turn.ahead() == 0
 
 
-def without_memory_of_a_gpu(*arguments):
+def without_memory_of_a_gpu(*arguments, **keywords):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def without_memory(*arguments):
+def without_memory(*arguments, **keywords):
     torch.empty(2**50)
 
 

@@ -108,42 +108,11 @@ def test_another_size_is_refused_with_both_shapes(base, other, tmp_path):
         load_transformer(path, base)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64])
 def test_other_number_types_are_refused_by_name(base, other, tmp_path, dtype):
     path = save_transformer(other, tmp_path / NAME, torch.float32)
     change_file(path, lambda weights: weights.update({"proj_out.bias": torch.zeros(64).to(dtype)}))
     with pytest.raises(ValueError, match=r"holds proj_out\.bias as [FI]"):
-        load_transformer(path, base)
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        ("lora_transformer.x_embedder.lora_A.weight", "a LoRA"),
-        ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "a LoRA"),
-        ("double_blocks.0.img_attn.qkv.weight", "FLUX in the layout of Black Forest Labs"),
-        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX in the layout of Black Forest Labs"),
-    ],
-)
-def test_known_foreign_files_are_called_by_their_name(base, tmp_path, key, kind):
-    save_file({key: torch.zeros(2, 2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match=f"holds {kind}; choose"):
-        load_transformer(tmp_path / "foreign.safetensors", base)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"hello, I am a text file", b"\xff" * 64, b"\x08\0\0\0\0\0\0\0notjson!", b"\x02\0\0\0\0\0\0\0[]"]
-)
-def test_a_file_that_is_no_safetensors_file_is_refused(base, tmp_path, content):
-    (tmp_path / "weights.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged, or no safetensors file"):
-        load_transformer(tmp_path / "weights.safetensors", base)
-
-
-def test_a_file_cut_short_is_refused(base, other, tmp_path):
-    path = save_transformer(other, tmp_path / NAME, torch.float32)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is damaged, or no safetensors file"):
         load_transformer(path, base)
 
 

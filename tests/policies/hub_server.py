@@ -1,0 +1,129 @@
+"""A small server with the endpoints of the Hugging Face hub that a download uses. It misbehaves when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Repository:
+    """One repository: its files, and who may read them."""
+
+    files: dict[str, bytes]
+    gated: str | bool = False
+    token: str | None = None  # that may read a gated one
+    cut_after: dict[str, int] = field(default_factory=dict)  # bytes of a file after which the next reading breaks off
+
+
+@dataclass
+class Hub:
+    """The server's repositories by id, and what was asked of it."""
+
+    repositories: dict[str, Repository]
+    address: str = ""
+    asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    is_broken: bool = False  # it breaks off every reading
+    wait_s: float = 0  # before a file's content
+
+
+@contextmanager
+def running(hub: Hub) -> Iterator[Hub]:
+    """The hub while it answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def _answer(self, *, with_body: bool) -> None:
+            path = self.path.partition("?")[0]
+            hub.asked.append((self.command, path, self.headers.get("Range", "")))
+            match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?", path)
+            if match:
+                self._list(match[1], as_tree=match[2] == "tree")
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+                self._file(match[1], match[2], with_body)
+            else:
+                self._send(404, b"{}")
+
+        def _list(self, name: str, *, as_tree: bool) -> None:
+            if (repository := hub.repositories.get(name)) is None:
+                self._send(404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+                return
+            sizes = {path: len(content) for path, content in repository.files.items()}
+            if as_tree:
+                listed: object = [
+                    {"type": "file", "path": path, "size": size, "oid": _etag(repository.files[path])}
+                    for path, size in sizes.items()
+                ]
+            else:
+                siblings = [{"rfilename": path, "size": size} for path, size in sizes.items()]
+                listed = {"id": name, "sha": COMMIT, "siblings": siblings, "gated": repository.gated}
+            self._send(200, json.dumps(listed).encode())
+
+        def _file(self, name: str, path: str, with_body: bool) -> None:
+            repository = hub.repositories[name]
+            given = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+            if repository.gated and given != repository.token:
+                status = 401 if given is None else 403
+                self._send(status, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+                return
+            content = repository.files[path]
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(content)}"', "Accept-Ranges": "bytes"}
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            first = int(wanted[1]) if wanted else 0
+            if wanted:
+                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            if not with_body:
+                self._send(200, b"", {**headers, "Content-Length": str(len(content))})
+                return
+            time.sleep(hub.wait_s)
+            last = repository.cut_after.get(path)
+            if last is None:
+                self._send(206 if wanted else 200, content[first:], headers)
+                return
+            if not hub.is_broken:
+                del repository.cut_after[path]
+            self._send(
+                206 if wanted else 200, content[first:last], {**headers, "Content-Length": str(len(content) - first)}
+            )
+            self.close_connection = True
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _etag(content: bytes) -> str:
+    """As the hub: of a large file its SHA-256, of a small one git's shorter hash."""
+    return (hashlib.sha256 if len(content) > 10**6 else hashlib.sha1)(content).hexdigest()
