@@ -1,7 +1,6 @@
 // Draws charts (see app/curves.py) with Plotly, which is fetched from this app when there is something to draw. What
 // belongs to the viewer alone stays here: zoom, scale, smoothing. All text goes in as textContent or through `plain`.
 // A chart that nobody sees is drawn when it comes into sight: what the page draws is taken from the run that it watches.
-const $ = (selector) => element.querySelector(selector);
 const view = { log: false, smoothing: 0, value: null };
 const inSight = new Set(); // figures
 let due = new Map(); // how each figure is brought up to date, for those that are not

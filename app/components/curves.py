@@ -13,10 +13,9 @@ from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.components.stage import address_of
 from app.curves import Chart
-
-HERE = Path(__file__).parent
 
 
 def curves_value(run: str, charts: Sequence[Chart]) -> dict[str, Any]:
@@ -24,18 +23,6 @@ def curves_value(run: str, charts: Sequence[Chart]) -> dict[str, Any]:
     return {"run": run, "charts": [asdict(chart) for chart in charts]}
 
 
-def script(name: str) -> str:
-    """The script of a component that draws with Plotly, with the function that fetches it in front."""
-    return "".join((HERE / file).read_text(encoding="utf-8") for file in ("plotly.js", name))
-
-
 def curves(plotly: Path, **kwargs: Any) -> gr.HTML:
     """The component; its value is `curves_value(...)`, `plotly` the served file plotly.min.js."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "curves.html").read_text(encoding="utf-8"),
-        js_on_load=script("curves.js"),
-        apply_default_css=False,
-        plotly=address_of(plotly),
-        **kwargs,
-    )
+    return component("curves", "plotly", plotly=address_of(plotly), **kwargs)

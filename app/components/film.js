@@ -1,6 +1,5 @@
 // Shows a run's samples (see services/run_view.Film): one of them large beside its beginning, with a slider through
 // time, and all of them as a strip. The slider follows the run until the viewer moves it back.
-const $ = (selector) => element.querySelector(selector);
 const slider = $(".film-time input");
 const view = { film: null, row: 0, at: 0, follows: true, timer: null };
 const PLAY_MS = 450;

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.components.stage import address_of
 from app.services.run_view import Film
-
-HERE = Path(__file__).parent
 
 
 def film_value(film: Film) -> dict[str, Any]:
@@ -27,10 +25,4 @@ def film_value(film: Film) -> dict[str, Any]:
 
 def film(**kwargs: Any) -> gr.HTML:
     """The component; its value is `film_value(...)`."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "film.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "film.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("film", **kwargs)

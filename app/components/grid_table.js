@@ -1,5 +1,4 @@
 // Draws a grid (see grid.Grid in Python). All text goes in as textContent.
-const $ = (selector) => element.querySelector(selector);
 
 function cell(tag, text, scope) {
   const node = document.createElement(tag);
@@ -34,18 +33,8 @@ function picture(source, row, model, ratio, saves) {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error";
   $(".grid-table").dataset.phase = value.phase;
-  $(".banner").hidden = !failed;
-  $(".banner").textContent = failed ? value.message : "";
-  const busy = value.phase === "waiting" || value.phase === "running";
-  const bar = $(".progress");
-  bar.hidden = !busy;
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * (value.share_done || 0))));
-  bar.firstElementChild.style.width = 100 * (value.share_done || 0) + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " +
-    (value.left_s < 60 ? Math.ceil(value.left_s) + " s" : Math.ceil(value.left_s / 60) + " min") + " left";
-  $(".grid-note").textContent = failed ? "" : value.message + toGo;
+  const { failed } = showWork(value, ".grid-note");
   if (failed) return; // the table that is shown stays
   const table = $("table");
   table.hidden = false;

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.components.stage import address_of
 from app.services.grid import Grid
 from app.services.run_view import Samples
-
-HERE = Path(__file__).parent
 
 
 def grid_value(view: Grid) -> dict[str, Any]:
@@ -41,10 +39,4 @@ def samples_value(samples: Samples) -> dict[str, Any]:
 
 def grid_table(**kwargs: Any) -> gr.HTML:
     """The component; its value is `grid_value(...)`, `samples_value(...)`, `strip_value(...)` or `error_value(...)`."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "grid_table.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "grid_table.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("grid_table", **kwargs)

@@ -1,6 +1,5 @@
 // Draws a step's figure (see services/guide.Figure). It asks for itself (`submit`) when it comes into view with nothing
 // to show, and again while the answer is "later". All text goes in as textContent.
-const $ = (selector) => element.querySelector(selector);
 const figure = $(".guide-figure");
 const view = { inView: false, asked: false, chosen: null, again: null };
 const AGAIN_MS = 1000;
@@ -99,17 +98,6 @@ function drawBars(bars) {
   }));
 }
 
-function progress(value) {
-  const busy = value.phase === "waiting" || value.phase === "running";
-  const bar = $(".progress"), share = value.share_done || 0;
-  bar.hidden = !busy;
-  bar.setAttribute("aria-label", "Progress: " + props.name);
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-  bar.firstElementChild.style.width = 100 * share + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " + Math.ceil(value.left_s) + " s left";
-  $(".guide-note").textContent = value.phase === "error" ? "" : (value.message || "") + toGo;
-}
-
 function receive() {
   const value = props.value || {};
   clearTimeout(view.again);
@@ -117,10 +105,7 @@ function receive() {
   figure.classList.toggle("stale", value.stale !== undefined || value.phase === "later");
   if (!value.phase) return ask();
   figure.dataset.phase = value.phase;
-  $(".banner").hidden = value.phase !== "error";
-  $(".banner").textContent = value.phase === "error" ? value.message : "";
-  progress(value);
-  if (value.phase === "error") return; // what is shown stays
+  if (showWork(value, ".guide-note").failed) return; // what is shown stays
   if (value.phase === "later") {
     view.again = setTimeout(ask, AGAIN_MS);
     return;
@@ -132,6 +117,7 @@ function receive() {
 }
 
 figure.setAttribute("aria-label", props.name);
+$(".progress").setAttribute("aria-label", "Progress: " + props.name);
 const blank = { name: "", note: "", picture: null, seed: null, is_photo: null, live: false, chosen: false };
 drawRows([{ name: "", shots: Array.from({ length: props.blanks }, () => blank) }]);
 element.addEventListener("click", (event) => {

@@ -11,15 +11,14 @@ from typing import Any
 
 import gradio as gr
 
+from app.components.component import component, read
 from app.components.stage import address_of
 from app.services.guide import Figure
-
-HERE = Path(__file__).parent
 
 
 def steps(**filled: str) -> list[str]:
     """The HTML of the six texts, in order; `filled` replaces {{name}} in them."""
-    text = (HERE / "guide_steps.html").read_text(encoding="utf-8")
+    text = read("guide_steps.html")
     for name, value in filled.items():
         text = text.replace(f"{{{{{name}}}}}", value)
     return [part.strip() for part in text.split("<!-- next -->")]
@@ -54,14 +53,4 @@ def guide_figure(label: str, blanks: int, *, columns: int | None = None, asks: b
     row, None for all; asks: fires `submit` when it comes into view without anything to show. A click on a picture with
     a seed fires `select`.
     """
-    return gr.HTML(
-        {},
-        html_template=(HERE / "guide.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "guide.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        name=label,
-        blanks=blanks,
-        columns=columns or 0,
-        asks=asks,
-        **kwargs,
-    )
+    return component("guide", name=label, blanks=blanks, columns=columns or 0, asks=asks, **kwargs)

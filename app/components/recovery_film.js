@@ -1,6 +1,5 @@
 // Plays a sampling run (see services/recoveries.Film): one picture holds all, a column for each level, and is drawn in
 // parts. Slider and play belong to the browser.
-const $ = (selector) => element.querySelector(selector);
 const slider = $("input");
 const view = { film: null, sheet: null, at: 0, timer: null };
 const PLAY_MS = 160;
@@ -65,17 +64,8 @@ async function open(film) {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error";
-  const busy = value.phase === "waiting" || value.phase === "running";
   $(".recovery-film").dataset.phase = value.phase;
-  $(".banner").hidden = !failed;
-  $(".banner").textContent = failed ? value.message : "";
-  const bar = $(".progress");
-  bar.hidden = !busy;
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * (value.share_done || 0))));
-  bar.firstElementChild.style.width = 100 * (value.share_done || 0) + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " + Math.ceil(value.left_s) + " s left";
-  $(".recovery-note").textContent = failed ? "" : value.message + toGo;
+  showWork(value, ".recovery-note");
   if (value.sprite && (!view.film || view.film.sprite !== value.sprite)) open(value);
 }
 

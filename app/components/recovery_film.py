@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.components.stage import address_of
 from app.services.recoveries import Film
-
-HERE = Path(__file__).parent
 
 
 def film_value(view: Film) -> dict[str, Any]:
@@ -21,10 +19,4 @@ def film_value(view: Film) -> dict[str, Any]:
 
 def recovery_film(**kwargs: Any) -> gr.HTML:
     """The component; its value is `film_value(...)` or `stage.error_value(...)`."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "recovery_film.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "recovery_film.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("recovery_film", **kwargs)

@@ -1,6 +1,5 @@
 // Draws a grid of recoveries (see services/recoveries.Recoveries) and keeps what belongs to the viewer alone: the cell
 // that is enlarged, the level that is pointed at, the difference. All text goes in as textContent.
-const $ = (selector) => element.querySelector(selector);
 const section = $(".recovery"), dialog = $("dialog");
 const view = { value: null, differs: false, open: null };
 
@@ -152,23 +151,13 @@ function toggleDifference() {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error";
   section.dataset.phase = value.phase;
-  $(".banner").hidden = !failed;
-  $(".banner").textContent = failed ? value.message : "";
-  const busy = value.phase === "waiting" || value.phase === "running";
+  const { failed, busy } = showWork(value, ".recovery-note");
   const status = $(".sr-only[role=status]");
   if (status.dataset.phase !== value.phase) {
     status.dataset.phase = value.phase;
     status.textContent = failed ? "" : busy ? "Recovering" : value.message;
   }
-  const share = failed ? 0 : value.share_done || 0;
-  const bar = $(".progress");
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-  bar.firstElementChild.style.width = busy ? 100 * share + "%" : "0";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " +
-    (value.left_s < 60 ? Math.ceil(value.left_s) + " s" : Math.ceil(value.left_s / 60) + " min") + " left";
-  $(".recovery-note").textContent = failed ? "" : value.message + toGo;
   if (failed) return; // what is shown stays
   view.value = value;
   draw();

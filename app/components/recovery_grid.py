@@ -7,16 +7,14 @@ the Compare tab's difference map. So all of them have one scale, and none is sen
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app import plots
+from app.components.component import component
 from app.components.stage import address_of
 from app.services.recoveries import CellView, Recoveries
-
-HERE = Path(__file__).parent
 
 
 def recovery_value(view: Recoveries) -> dict[str, Any]:
@@ -37,12 +35,5 @@ def recovery_grid(**kwargs: Any) -> gr.HTML:
 
     Asked where the reward would push a cell, it raises the event `apply` with the places of `level` and `model`.
     """
-    template = (HERE / "recovery_grid.html").read_text(encoding="utf-8")
-    template = template.replace("<!-- scale -->", plots.scale_filter())
-    return gr.HTML(
-        {},
-        html_template=template.replace("<!-- end -->", f"{plots.DIFFERENCE_END:.0%}".replace("%", " %")),
-        js_on_load=(HERE / "recovery_grid.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    end = f"{plots.DIFFERENCE_END:.0%}".replace("%", " %")
+    return component("recovery_grid", fill={"scale": plots.scale_filter(), "end": end}, **kwargs)

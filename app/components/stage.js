@@ -1,6 +1,5 @@
 // Draws a comparison (see compare.Comparison in Python) and keeps what belongs to the viewer alone: the view, the flip,
 // the chosen seed. All text goes in as textContent: prompts and names are never read as HTML.
-const $ = (selector) => element.querySelector(selector);
 const stage = $(".stage");
 const minus = (text) => text.replace("-", "−");
 const narrow = window.innerWidth < 640; // two pictures side by side would be small: begin with one above the other
@@ -185,23 +184,12 @@ function drawScores(value, pair, names) {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error";
-  const banner = $(".banner");
-  banner.hidden = !failed;
-  banner.textContent = failed ? value.message : "";
-  const busy = value.phase === "waiting" || value.phase === "running";
+  const { failed, busy } = showWork(value, ".stage-note");
   if ($(".sr-only").dataset.phase !== value.phase) {
     $(".sr-only").dataset.phase = value.phase;
     $(".sr-only").textContent = failed ? "" : busy ? "Generating" : value.message;
   }
   stage.dataset.phase = value.phase;
-  const share = failed ? 0 : value.share_done || 0;
-  const bar = $(".progress");
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-  bar.firstElementChild.style.width = 100 * share + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " +
-    (value.left_s < 60 ? Math.ceil(value.left_s) + " s" : Math.ceil(value.left_s / 60) + " min") + " left";
-  $(".stage-note").textContent = failed ? "" : value.message + toGo;
   if (failed) return; // what is on the stage stays there
   if (value.phase === "running" && value.previews) view.seed = null; // follow the seed under way
   view.shown = value;

@@ -15,9 +15,8 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from app.components.component import component
 from app.services.compare import Comparison
-
-HERE = Path(__file__).parent
 
 
 def address_of(path: Path) -> str:
@@ -49,17 +48,6 @@ def stage(look_for: str = "", *, asks: bool = False, **kwargs: Any) -> gr.HTML:
     """The component; its value is `stage_value(...)` or `error_value(...)`, `look_for` a sentence for the empty stage.
 
     asks: under a finished pair of two models stands "Which is better?"; an answer fires `select`, and `voted` answers.
-
-    A function rather than a subclass, beside which Gradio would write a stub file.
     """
-    template = (HERE / "stage.html").read_text(encoding="utf-8")
     hint = f"<p><b>{html.escape(look_for)}</b></p>" if look_for else ""
-    return gr.HTML(
-        {},
-        html_template=template.replace("<!-- look for -->", hint),
-        js_on_load=(HERE / "stage.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        asks=asks,
-        voted={},
-        **kwargs,
-    )
+    return component("stage", fill={"look for": hint}, asks=asks, voted={}, **kwargs)

@@ -1,6 +1,5 @@
 // Draws the figures of a report with the page's own colours. A colour that Python gives as var(--name) is looked up at
 // every drawing, so that the figures follow the switch between light and dark.
-const $ = (selector) => element.querySelector(selector);
 
 function coloured(part, style) {
   if (typeof part === "string") return part.replace(/var\((--[a-z0-9-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());

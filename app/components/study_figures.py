@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.components.curves import script
+from app.components.component import component
 from app.components.stage import address_of
 from srpo.studies.analysis import Analysis
 from srpo.studies.report import (
@@ -23,7 +23,6 @@ from srpo.studies.report import (
 )
 from srpo.studies.schema import Plan
 
-HERE = Path(__file__).parent
 COLOURS = {INK: "var(--ink)", SOFT: "var(--soft)", ACCENT: "var(--right)"}  # of the report, and of the page
 
 
@@ -74,10 +73,4 @@ def _figure(key: str, title: str, says: str, axis: str, figure: Any) -> dict[str
 
 def study_figures(**kwargs: Any) -> gr.HTML:
     """The component; its value is `figures_value(...)`, or {} for none."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "study_figures.html").read_text(encoding="utf-8"),
-        js_on_load=script("study_figures.js"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("study_figures", "plotly", **kwargs)

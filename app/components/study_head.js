@@ -1,5 +1,4 @@
 // Draws a study's title and its four steps. A press on a step that is open shows it.
-const $ = (selector) => element.querySelector(selector);
 const LABELS = { plan: "Plan", pictures: "Pictures", voting: "Voting", results: "Results" };
 
 function receive() {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from srpo.studies.store import Study
 
-HERE = Path(__file__).parent
 STATES = {"preparing": "being prepared", "open": "open to raters, its plan is frozen", "closed": "ended"}
 
 
@@ -35,10 +34,4 @@ def new_value() -> dict[str, Any]:
 
 def study_head(**kwargs: Any) -> gr.HTML:
     """The component; its value is `head_value(...)`, or {} for none. A press on a step fires `select` with its name."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "study_head.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "study_head.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("study_head", **kwargs)

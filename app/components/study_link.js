@@ -1,5 +1,4 @@
 // Shows the address of a study's voting page, which lies beside this page, and copies it.
-const $ = (selector) => element.querySelector(selector);
 
 function receive() {
   const path = (props.value || {}).path;

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 
-HERE = Path(__file__).parent
+from app.components.component import component
 
 
 def link_value(study: str) -> dict[str, str]:
@@ -18,10 +17,4 @@ def link_value(study: str) -> dict[str, str]:
 
 def study_link(**kwargs: Any) -> gr.HTML:
     """The component; its value is `link_value(...)`, or {} for none."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "study_link.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "study_link.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("study_link", **kwargs)

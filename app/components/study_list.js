@@ -1,5 +1,4 @@
 // Draws the list of studies (see study_view.Row in Python). Titles are what anybody may have typed: textContent alone.
-const $ = (selector) => element.querySelector(selector);
 const STATES = { preparing: "being prepared", open: "open", closed: "ended" };
 
 function part(tag, text, className) {

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.services.study_view import Row
-
-HERE = Path(__file__).parent
 
 
 def list_value(rows: Sequence[Row], selected: str | None) -> dict[str, Any]:
@@ -21,10 +19,4 @@ def list_value(rows: Sequence[Row], selected: str | None) -> dict[str, Any]:
 
 def study_list(**kwargs: Any) -> gr.HTML:
     """The component; its value is `list_value(...)`. A press fires `select` with the study's name."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "study_list.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "study_list.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("study_list", **kwargs)

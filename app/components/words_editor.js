@@ -2,7 +2,6 @@
 // goes to Python with every event as this component's value; Python judges it. All text goes in as textContent.
 // The curve is k+[index] - k-[index] over draws whose indices and noise levels Python has sent: its formula is that of
 // net_weight_curve in srpo/objectives/levels.py.
-const $ = (selector) => element.querySelector(selector);
 const SVG = "http://www.w3.org/2000/svg";
 const BOX = { left: 44, right: 548, top: 12, bottom: 262 };
 const LAST_INDEX = 999;

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.services.word_sets import FORM_LABELS, Recipe
 
 if TYPE_CHECKING:
     from srpo.rewards.word_sets import WordSet
-
-HERE = Path(__file__).parent
 
 
 def editor_value(words: WordSet, recipes: Sequence[Recipe] = ()) -> dict[str, Any]:
@@ -35,10 +33,4 @@ def edited_set(value: object) -> object:
 
 def words_editor(**kwargs: Any) -> gr.HTML:
     """The component; its value is `editor_value(...)`, its event `change`."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "words_editor.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "words_editor.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("words_editor", **kwargs)

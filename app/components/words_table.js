@@ -1,6 +1,5 @@
 // Draws what a reward sees (see words.Seen in Python) and keeps what belongs to the viewer alone: the chosen picture, the
 // pair of words, the quantity of the heat map. All text goes in as textContent.
-const $ = (selector) => element.querySelector(selector);
 const view = { value: null, picture: 0, show: "difference", plus: null, minus: null };
 const dash = (text) => text.replace("-", "−");
 const score = (value) => dash(value.toFixed(3));
@@ -132,16 +131,8 @@ function draw() {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error", busy = value.phase === "waiting" || value.phase === "running";
   $(".words-table").dataset.phase = value.phase;
-  $(".banner").hidden = !failed;
-  $(".banner").textContent = failed ? value.message : "";
-  const bar = $(".progress"), share = value.share_done || 0;
-  bar.hidden = !busy;
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-  bar.firstElementChild.style.width = 100 * share + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " + Math.ceil(value.left_s) + " s left";
-  $(".grid-note").textContent = failed ? "" : value.message + toGo;
+  const { failed } = showWork(value, ".grid-note");
   if (failed || (!value.pictures.length && view.value)) return; // what is shown stays
   view.value = value;
   draw();

@@ -1,5 +1,4 @@
 // Draws what a check of words has found (see words.Perceived in Python). All text goes in as textContent.
-const $ = (selector) => element.querySelector(selector);
 const view = { value: null, matrix: "correlation" };
 const NOTES = {
   correlation: "How alike two words' scores run over all pictures: +1 together, −1 against each other.",
@@ -79,16 +78,8 @@ function drawMatrix() {
 function receive() {
   const value = props.value;
   if (!value || !value.phase) return;
-  const failed = value.phase === "error", busy = value.phase === "waiting" || value.phase === "running";
   $(".words-verdicts").dataset.phase = value.phase;
-  $(".banner").hidden = !failed;
-  $(".banner").textContent = failed ? value.message : "";
-  const bar = $(".progress"), share = value.share_done || 0;
-  bar.hidden = !busy;
-  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-  bar.firstElementChild.style.width = 100 * share + "%";
-  const toGo = value.left_s === null || value.left_s === undefined ? "" : " · " + Math.ceil(value.left_s) + " s left";
-  $(".grid-note").textContent = failed ? "" : value.message + toGo;
+  const { failed } = showWork(value, ".grid-note");
   if (failed || !value.rows.length) return; // what is shown stays
   view.value = value;
   $(".words-verdicts").style.setProperty("--ratio", String(value.ratio));

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.components.component import component
 from app.components.stage import address_of
 from app.services.words import Perceived
-
-HERE = Path(__file__).parent
 
 
 def verdicts_value(view: Perceived) -> dict[str, Any]:
@@ -25,10 +23,4 @@ def verdicts_value(view: Perceived) -> dict[str, Any]:
 
 def words_verdicts(**kwargs: Any) -> gr.HTML:
     """The component; its value is `verdicts_value(...)` or `stage.error_value(...)`."""
-    return gr.HTML(
-        {},
-        html_template=(HERE / "words_verdicts.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "words_verdicts.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        **kwargs,
-    )
+    return component("words_verdicts", **kwargs)
