@@ -11,7 +11,7 @@ import gradio as gr
 HERE = Path(__file__).parent
 
 
-def component(name: str, *shared: str, fill: Mapping[str, str] | None = None, **kwargs: Any) -> gr.HTML:
+def component(name: str, /, *shared: str, fill: Mapping[str, str] | None = None, **kwargs: Any) -> gr.HTML:
     """The component of NAME.html and NAME.js; its value is {} until it is given one.
 
     shared: scripts that NAME.js builds upon, without their endings; component.js is always one. fill: what takes the
