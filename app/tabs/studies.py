@@ -180,12 +180,12 @@ class Handlers:
         return live._replace(plan_text=plan_html(study))
 
     def _pictures(self, looking: Looking, study: Study, live: Panes) -> Panes:
-        lacking = len(stock(self.studio, study).lacking) if study.state == "preparing" else 0
-        brings = is_brought(study.plan)
+        changes, brings = study.state == "preparing", is_brought(study.plan)
+        lacking = len(stock(self.studio, study).lacking) if changes else 0
         what = f"{lacking:,} picture{'' if lacking == 1 else 's'}"
         return live._replace(
-            make=gr.update(value=f"Make {what}", visible=not brings, interactive=lacking > 0),
-            bring=gr.update(value=f"Bring {what}", visible=brings, interactive=lacking > 0),
+            make=gr.update(value=f"Make {what}", visible=changes and not brings, interactive=lacking > 0),
+            bring=gr.update(value=f"Bring {what}", visible=changes and brings, interactive=lacking > 0),
             strip=strip_value(strip(self.studio, study)),
         )
 
@@ -381,8 +381,8 @@ class Handlers:
             with self.studio.jobs.flag(visitor(request, MAKING)) as stop:
                 for view in work(self.studio, identity, stop):
                     if view.phase in WORKING:
-                        yield strip_value(view), *_busy(True)
-            yield strip_value(view), *(gr.skip(),) * 3
+                        yield strip_value(view) if looking.study == identity else gr.skip(), *_busy(True)
+            yield strip_value(view) if looking.study == identity else gr.skip(), *(gr.skip(),) * 3
         except ValueError as error:
             yield error_value(str(error)), *(gr.skip(),) * 3
         except Exception:
@@ -470,8 +470,10 @@ class Handlers:
             return note_html(str(error), "failed"), gr.update(visible=False)
         if not votes:
             return quick_html([]), gr.update(visible=False)
-        path = self.studio.pictures.new_folder() / "quick-votes.csv"
-        path.write_bytes(quick_csv(votes))
+        path = self.studio.pictures.root / f"quick-{len(votes)}" / "quick-votes.csv"  # votes are only ever added
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(quick_csv(votes))
         return quick_html(tallies(votes)), gr.update(value=str(path), visible=True)
 
     def _said(self, looking: Looking, act: Callable[[], str], *, phase: str = "ready", chooses: bool = False) -> tuple:
@@ -533,7 +535,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
             with gr.Column(visible=False, elem_id="study-form") as form:
                 with gr.Row(equal_height=False, elem_classes="study-columns"):
                     with gr.Column(elem_classes="study-fields"):
-                        makes, brings = _what_is_compared(fields, value, studio, sources)
+                        makes, brings, halt = _what_is_compared(fields, value, studio, sources)
                         _what_is_asked(fields, value, criteria)
                     with gr.Column(elem_classes="study-side"):
                         power = gr.HTML(elem_id="study-power", apply_default_css=False)
@@ -631,7 +633,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
         start.click(act, looking, [shown, make, bring, stop], **work).then(
             do.pictures_ready, looking, [make, bring, stop, head], **press
         )
-    stop.click(do.stop, **press)
+    gr.on([stop.click, halt.click], do.stop, **press)
     opens.click(do.open, looking, [note, *panes], **press)
     ends.click(do.ask_end, looking, [sure, question], **press)
     really.click(do.end, looking, [note, *panes], **press)
@@ -644,8 +646,10 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
 
 def _what_is_compared(
     fields: dict[str, Any], value: Callable[[str], dict[str, Any]], studio: Studio, sources: list[tuple[str, str]]
-) -> tuple[gr.Column, gr.Column]:
-    """The fields of title, models, prompts and pictures. Returns the columns for pictures made and brought."""
+) -> tuple[gr.Column, gr.Column, gr.Button]:
+    """The fields of title, models, prompts and pictures. Returns the columns for pictures made and for pictures
+    brought, and the button that ends the reading of the latter.
+    """
     gr.HTML("<h3>What is compared</h3>", apply_default_css=False)
     fields["title"] = gr.Textbox(label="Title", max_lines=1, placeholder="What do you want to know?", **value("title"))
     fields["source"] = gr.Radio(
@@ -722,7 +726,8 @@ def _what_is_compared(
             elem_id="study-table",
             elem_classes="study-file",
         )
-    return makes, brings
+        halt = gr.Button("Stop reading the pictures", elem_id="study-halt", size="sm")
+    return makes, brings, halt
 
 
 def _what_is_asked(
