@@ -37,10 +37,12 @@ from app.services.requests import MAX_GUIDANCE, MAX_SEEDS, MAX_STEPS, SIZE_MULTI
 from app.services.studio import Studio
 from app.services.study_pictures import bring_pictures, is_brought, make_pictures, stock, strip
 from app.services.study_plans import (
+    FIRST_CRITERION,
     MAX_FOLDERS,
     OWN_FILE,
     TYPED,
     brought_from,
+    criteria_offered,
     form_of,
     plan_of,
     prompt_lines,
@@ -50,11 +52,9 @@ from app.services.study_plans import (
 )
 from app.services.study_power import power_of, power_without_plan
 from app.services.study_quick import quick_csv, tallies
-from app.services.study_view import StudyBook
+from app.services.study_view import Study, StudyBook
 from app.state import Looking
 from app.tabs.compare import UNEXPECTED, WORKING, visitor
-from srpo.studies.criteria import OVERALL, STANDARD
-from srpo.studies.store import Study
 
 log = logging.getLogger(__name__)
 
@@ -349,7 +349,7 @@ class Handlers:
             **{"prompt_source": str(sets[0][1]) if sets else TYPED, "take": FIRST_PROMPTS},
             **{"seed": 0, "num_seeds": 1, "steps": 28, "guidance": 3.5, "width": side, "height": side},
             **{f"{what}_{place}": "" for place in PLACES for what in ("name", "folder")},
-            **{"mode": "pairwise", "criteria": [OVERALL], "stop": "fixed", "votes_per_item": 5},
+            **{"mode": "pairwise", "criteria": [FIRST_CRITERION], "stop": "fixed", "votes_per_item": 5},
             **{"repeats": 10, "gold": 5, "smallest_win_rate": 60, "trials_per_rater": 0},
             **{"min_gold": 50, "min_repeats": 0, "min_dwell_s": 0.5},
         }
@@ -504,7 +504,6 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     do = Handlers(studio)
     first = do._first_form()
     fields: dict[str, Any] = {}
-    criteria = [(known.title, known.key) for known in STANDARD]
     sources = [(label, str(file)) for label, file in studio.finetune.prompt_sets()]
     sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
 
@@ -536,7 +535,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
                 with gr.Row(equal_height=False, elem_classes="study-columns"):
                     with gr.Column(elem_classes="study-fields"):
                         makes, brings, halt = _what_is_compared(fields, value, studio, sources)
-                        _what_is_asked(fields, value, criteria)
+                        _what_is_asked(fields, value)
                     with gr.Column(elem_classes="study-side"):
                         power = gr.HTML(elem_id="study-power", apply_default_css=False)
                         _how_many_votes(fields, value)
@@ -730,9 +729,7 @@ def _what_is_compared(
     return makes, brings, halt
 
 
-def _what_is_asked(
-    fields: dict[str, Any], value: Callable[[str], dict[str, Any]], criteria: list[tuple[str, str]]
-) -> None:
+def _what_is_asked(fields: dict[str, Any], value: Callable[[str], dict[str, Any]]) -> None:
     """The fields of questions."""
     gr.HTML("<h3>What raters are asked</h3>", apply_default_css=False)
     fields["mode"] = gr.Radio(
@@ -742,7 +739,7 @@ def _what_is_asked(
         **value("mode"),
     )
     fields["criteria"] = gr.CheckboxGroup(
-        criteria,
+        criteria_offered(),
         label="Criteria",
         info="Each is asked about every pair, so more of them cost time. The first one decides a sequential study.",
         **value("criteria"),
