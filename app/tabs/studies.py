@@ -183,9 +183,10 @@ class Handlers:
         changes, brings = study.state == "preparing", is_brought(study.plan)
         lacking = len(stock(self.studio, study).lacking) if changes else 0
         what = f"{lacking:,} picture{'' if lacking == 1 else 's'}"
+        words = (f"Make {what}", f"Bring {what}") if lacking else ("All pictures are made",) * 2
         return live._replace(
-            make=gr.update(value=f"Make {what}", visible=changes and not brings, interactive=lacking > 0),
-            bring=gr.update(value=f"Bring {what}", visible=changes and brings, interactive=lacking > 0),
+            make=gr.update(value=words[0], visible=changes and not brings, interactive=lacking > 0),
+            bring=gr.update(value=words[1], visible=changes and brings, interactive=lacking > 0),
             strip=strip_value(strip(self.studio, study)),
         )
 
