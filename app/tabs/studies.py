@@ -246,7 +246,7 @@ class Handlers:
     def new(self, looking: Looking) -> tuple:
         """(note, then PANES, then FIELDS): an empty form."""
         looking.study, looking.step, looking.is_editing = None, None, True
-        return *self._said(looking, lambda: ""), *self._filled(self._first_form())
+        return *self._said(looking, lambda: ""), *self._filled(self.first_form())
 
     def edit(self, looking: Looking) -> tuple:
         """(note, then PANES, then FIELDS): the form with the plan that is shown."""
@@ -258,7 +258,7 @@ class Handlers:
             return note_html(str(error), "failed"), *NOTHING_NEW, *(gr.skip(),) * len(FIELDS)
         looking.is_editing = True
         said = self._said(looking, lambda: what_saving_does(study, noted), phase="idle")
-        return *said, *self._filled(self._first_form() | values)
+        return *said, *self._filled(self.first_form() | values)
 
     def cancel(self, looking: Looking) -> tuple:
         """(note, then PANES): the form is closed; what was typed into it stays there until another plan fills it."""
@@ -271,7 +271,7 @@ class Handlers:
             with self.studio.jobs.flag(visitor(request, SAVING)) as stop:
                 yield note_html("Checking …", "loading"), *NOTHING_NEW
                 values = dict(zip(FIELDS, form, strict=True))
-                asked = read_form(self._raw(values))
+                asked = read_form(self.read_fields(values))
                 brings = asked.source == "bring"
                 rows = [tuple(values[f"{what}_{place}"] for what in ("name", "folder", "files")) for place in PLACES]
                 brought = brought_from(rows) if brings else []
@@ -299,7 +299,7 @@ class Handlers:
         """What is said beside the form: how many prompts it takes, and what this plan can find."""
         values = dict(zip(FIELDS, form, strict=True))
         try:
-            asked = read_form(self._raw(values, waits=True))
+            asked = read_form(self.read_fields(values, waits=True))
         except ValueError as error:
             return power_html(power_without_plan(5), str(error))
         try:
@@ -326,7 +326,7 @@ class Handlers:
         """The picker with every run that has finished by now."""
         return gr.update(choices=[(model.label, model.id) for model in self.studio.catalogue.models()])
 
-    def _raw(self, values: dict[str, Any], *, waits: bool = False) -> dict[str, Any]:
+    def read_fields(self, values: dict[str, Any], *, waits: bool = False) -> dict[str, Any]:
         """The fields as the request has them. waits: a title and prompts may still be missing."""
         raw = {name: values[name] for name in PLAIN_FIELDS}
         raw["settings"] = {name: values[name] for name in SETTINGS}
@@ -338,7 +338,7 @@ class Handlers:
             raw["prompts"] = prompt_lines(self.studio.finetune, *(values[name] for name in FROM_PROMPTS))
         return raw
 
-    def _first_form(self) -> dict[str, Any]:
+    def first_form(self) -> dict[str, Any]:
         """The fields of a new plan."""
         side = self.studio.catalogue.native_side
         known = [model.id for model in self.studio.catalogue.models()]
@@ -503,7 +503,7 @@ def _busy(running: bool) -> tuple:
 def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     """Lays out the tab inside the Blocks that are open, and wires it."""
     do = Handlers(studio)
-    first = do._first_form()
+    first = do.first_form()
     fields: dict[str, Any] = {}
     sources = [(label, str(file)) for label, file in studio.finetune.prompt_sets()]
     sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
