@@ -7,6 +7,7 @@ function receive() {
   if (!value.title) return;
   $("h2").textContent = value.title;
   $(".about").textContent = value.about;
+  const held = element.contains(document.activeElement) ? document.activeElement.dataset.step : null;
   $("ol").replaceChildren(...value.steps.map((step, index) => {
     const item = document.createElement("li"), button = document.createElement("button"), number = document.createElement("i");
     button.type = "button";
@@ -20,6 +21,7 @@ function receive() {
     item.append(button);
     return item;
   }));
+  if (held) element.querySelector(`button[data-step="${held}"]`).focus();
 }
 watch("value", receive);
 receive();

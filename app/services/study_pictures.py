@@ -61,8 +61,10 @@ def is_brought(plan: Plan) -> bool:
 def strip(studio: Studio, study: Study) -> Grid:
     """The pictures that are there, as many as the page shows."""
     found = stock(studio, study)
-    rows = _rows(studio, study, found, studio.pictures.new_folder())
-    return replace(_blank(studio, study, "done", _said(found)), rows=rows, share_done=_share(found))
+    away = study.state != "preparing" and not found.is_whole  # brought back from an export, which holds none
+    said = "The pictures of this study do not lie here: its export holds their hashes alone." if away else _said(found)
+    rows = _rows(studio, study, found)
+    return replace(_blank(studio, study, "done", said), rows=rows, share_done=_share(found))
 
 
 def make_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Grid]:
@@ -110,7 +112,7 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
         from app.services.engine import Step, to_pil  # torch is loaded by now
 
         found = stock(studio, study)
-        folder, thumbs = studio.studies.folder(study.id), studio.pictures.new_folder()
+        folder = studio.studies.folder(study.id)
         scenes = _scenes(found.lacking)
         total, done, started_s, encoded = len(found.wanted), len(found.there), time.monotonic(), None
         made = 0
@@ -138,7 +140,7 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
                     kept = [keep(folder, shown, images[shown.model], hashes[shown.model]) for shown in lacking]
                     studio.studies.store.add_pictures(study.id, kept)
                     made, done = made + len(kept), done + len(kept)
-                    row = _row(studio, study, (prompt, seed), thumbs)
+                    row = _row(studio, study, (prompt, seed))
                     view = replace(view, rows=(row, *view.rows)[:SHOWN_ROWS])
                 yield view
         _finish(studio, study)
@@ -179,7 +181,7 @@ def _weights(studio: Studio, study: Study) -> list[Weights]:
 
 
 def _bring(studio: Studio, study: Study, sources: Sources, view: Grid, stop: StopFlag) -> Iterator[Grid]:
-    plan, thumbs = study.plan, studio.pictures.new_folder()
+    plan = study.plan
     if set(sources.folders) != {model.key for model in plan.models}:
         raise BadInput("Nobody knows any more where these pictures lie: edit the plan, name the folders and save it.")
     gathered = yield from narrate(view, gathered_pictures(sources, stop))
@@ -193,7 +195,7 @@ def _bring(studio: Studio, study: Study, sources: Sources, view: Grid, stop: Sto
         left_s = (now_s - began_s) * (said.total - said.done) / max(said.done - before, 1)
         view = replace(view, message=said.text, share_done=said.done / said.total, left_s=left_s)
         if now_s - shown_at_s > 0.5:  # a thumbnail takes longer than the picture
-            shown_at_s, view = now_s, replace(view, rows=_rows(studio, study, stock(studio, study), thumbs))
+            shown_at_s, view = now_s, replace(view, rows=_rows(studio, study, stock(studio, study)))
         yield view
     yield strip(studio, study)
 
@@ -229,15 +231,16 @@ def _blank(studio: Studio, study: Study, phase: str, message: str) -> Grid:
     return Grid(phase, message, tuple(model.label for model in study.plan.models), (), *size)
 
 
-def _rows(studio: Studio, study: Study, found: Stock, thumbs: Path) -> tuple[GridRow, ...]:
+def _rows(studio: Studio, study: Study, found: Stock) -> tuple[GridRow, ...]:
     """The first scenes of which anything is there."""
     scenes = dict.fromkeys((shown.prompt, shown.seed) for shown in found.wanted if shown in found.there)
-    return tuple(_row(studio, study, scene, thumbs) for scene in list(scenes)[:SHOWN_ROWS])
+    return tuple(_row(studio, study, scene) for scene in list(scenes)[:SHOWN_ROWS])
 
 
-def _row(studio: Studio, study: Study, scene: tuple[int, int], thumbs: Path) -> GridRow:
+def _row(studio: Studio, study: Study, scene: tuple[int, int]) -> GridRow:
     """The scene's pictures as far as they are there, in copies that the page may show."""
     known, folder = studio.studies.store.pictures(study.id), studio.studies.folder(study.id)
+    thumbs = studio.pictures.root / f"study-{study.id}"  # one for all looks at it
     prompt, seed = scene
 
     def copy(model: Model) -> Path | None:

@@ -30,6 +30,7 @@ from srpo.studies.store import Study, Unavailable
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
 CATEGORY = " | "  # between a prompt and its category, at the end of a line
 WEIGHTS, FOLDER = "weights:", "folder:"  # how the keys of models begin that lie at a path, or are pictures
+FIRST_CRITERION = OVERALL  # what a new plan asks
 MAX_OWN_CRITERIA = 4
 MAX_FOLDERS = 4  # that the form has fields for
 OPTIONAL = ("take", "trials_per_rater", "min_gold", "min_repeats", "min_dwell_s")  # numbers of which 0 means none
@@ -108,6 +109,11 @@ def read_form(raw: Mapping[str, Any]) -> StudyRequest:
     if values.get("mode") == "rating":
         values["criteria"] = tuple(key for key in values.get("criteria") or () if key != OVERALL)
     return parse(StudyRequest, values)
+
+
+def criteria_offered() -> list[tuple[str, str]]:
+    """(label, key) of the criteria that come with the app."""
+    return [(known.title, known.key) for known in STANDARD]
 
 
 def prompt_lines(tune: FineTune, source: str | None, path: str | None, typed: str | None) -> str:

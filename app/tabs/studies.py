@@ -37,10 +37,12 @@ from app.services.requests import MAX_GUIDANCE, MAX_SEEDS, MAX_STEPS, SIZE_MULTI
 from app.services.studio import Studio
 from app.services.study_pictures import bring_pictures, is_brought, make_pictures, stock, strip
 from app.services.study_plans import (
+    FIRST_CRITERION,
     MAX_FOLDERS,
     OWN_FILE,
     TYPED,
     brought_from,
+    criteria_offered,
     form_of,
     plan_of,
     prompt_lines,
@@ -50,11 +52,9 @@ from app.services.study_plans import (
 )
 from app.services.study_power import power_of, power_without_plan
 from app.services.study_quick import quick_csv, tallies
-from app.services.study_view import StudyBook
+from app.services.study_view import Study, StudyBook
 from app.state import Looking
 from app.tabs.compare import UNEXPECTED, WORKING, visitor
-from srpo.studies.criteria import OVERALL, STANDARD
-from srpo.studies.store import Study
 
 log = logging.getLogger(__name__)
 
@@ -180,12 +180,13 @@ class Handlers:
         return live._replace(plan_text=plan_html(study))
 
     def _pictures(self, looking: Looking, study: Study, live: Panes) -> Panes:
-        lacking = len(stock(self.studio, study).lacking) if study.state == "preparing" else 0
-        brings = is_brought(study.plan)
+        changes, brings = study.state == "preparing", is_brought(study.plan)
+        lacking = len(stock(self.studio, study).lacking) if changes else 0
         what = f"{lacking:,} picture{'' if lacking == 1 else 's'}"
+        words = (f"Make {what}", f"Bring {what}") if lacking else ("All pictures are made",) * 2
         return live._replace(
-            make=gr.update(value=f"Make {what}", visible=not brings, interactive=lacking > 0),
-            bring=gr.update(value=f"Bring {what}", visible=brings, interactive=lacking > 0),
+            make=gr.update(value=words[0], visible=changes and not brings, interactive=lacking > 0),
+            bring=gr.update(value=words[1], visible=changes and brings, interactive=lacking > 0),
             strip=strip_value(strip(self.studio, study)),
         )
 
@@ -245,7 +246,7 @@ class Handlers:
     def new(self, looking: Looking) -> tuple:
         """(note, then PANES, then FIELDS): an empty form."""
         looking.study, looking.step, looking.is_editing = None, None, True
-        return *self._said(looking, lambda: ""), *self._filled(self._first_form())
+        return *self._said(looking, lambda: ""), *self._filled(self.first_form())
 
     def edit(self, looking: Looking) -> tuple:
         """(note, then PANES, then FIELDS): the form with the plan that is shown."""
@@ -257,7 +258,7 @@ class Handlers:
             return note_html(str(error), "failed"), *NOTHING_NEW, *(gr.skip(),) * len(FIELDS)
         looking.is_editing = True
         said = self._said(looking, lambda: what_saving_does(study, noted), phase="idle")
-        return *said, *self._filled(self._first_form() | values)
+        return *said, *self._filled(self.first_form() | values)
 
     def cancel(self, looking: Looking) -> tuple:
         """(note, then PANES): the form is closed; what was typed into it stays there until another plan fills it."""
@@ -270,7 +271,7 @@ class Handlers:
             with self.studio.jobs.flag(visitor(request, SAVING)) as stop:
                 yield note_html("Checking …", "loading"), *NOTHING_NEW
                 values = dict(zip(FIELDS, form, strict=True))
-                asked = read_form(self._raw(values))
+                asked = read_form(self.read_fields(values))
                 brings = asked.source == "bring"
                 rows = [tuple(values[f"{what}_{place}"] for what in ("name", "folder", "files")) for place in PLACES]
                 brought = brought_from(rows) if brings else []
@@ -298,7 +299,7 @@ class Handlers:
         """What is said beside the form: how many prompts it takes, and what this plan can find."""
         values = dict(zip(FIELDS, form, strict=True))
         try:
-            asked = read_form(self._raw(values, waits=True))
+            asked = read_form(self.read_fields(values, waits=True))
         except ValueError as error:
             return power_html(power_without_plan(5), str(error))
         try:
@@ -325,7 +326,7 @@ class Handlers:
         """The picker with every run that has finished by now."""
         return gr.update(choices=[(model.label, model.id) for model in self.studio.catalogue.models()])
 
-    def _raw(self, values: dict[str, Any], *, waits: bool = False) -> dict[str, Any]:
+    def read_fields(self, values: dict[str, Any], *, waits: bool = False) -> dict[str, Any]:
         """The fields as the request has them. waits: a title and prompts may still be missing."""
         raw = {name: values[name] for name in PLAIN_FIELDS}
         raw["settings"] = {name: values[name] for name in SETTINGS}
@@ -337,7 +338,7 @@ class Handlers:
             raw["prompts"] = prompt_lines(self.studio.finetune, *(values[name] for name in FROM_PROMPTS))
         return raw
 
-    def _first_form(self) -> dict[str, Any]:
+    def first_form(self) -> dict[str, Any]:
         """The fields of a new plan."""
         side = self.studio.catalogue.native_side
         known = [model.id for model in self.studio.catalogue.models()]
@@ -349,7 +350,7 @@ class Handlers:
             **{"prompt_source": str(sets[0][1]) if sets else TYPED, "take": FIRST_PROMPTS},
             **{"seed": 0, "num_seeds": 1, "steps": 28, "guidance": 3.5, "width": side, "height": side},
             **{f"{what}_{place}": "" for place in PLACES for what in ("name", "folder")},
-            **{"mode": "pairwise", "criteria": [OVERALL], "stop": "fixed", "votes_per_item": 5},
+            **{"mode": "pairwise", "criteria": [FIRST_CRITERION], "stop": "fixed", "votes_per_item": 5},
             **{"repeats": 10, "gold": 5, "smallest_win_rate": 60, "trials_per_rater": 0},
             **{"min_gold": 50, "min_repeats": 0, "min_dwell_s": 0.5},
         }
@@ -381,8 +382,8 @@ class Handlers:
             with self.studio.jobs.flag(visitor(request, MAKING)) as stop:
                 for view in work(self.studio, identity, stop):
                     if view.phase in WORKING:
-                        yield strip_value(view), *_busy(True)
-            yield strip_value(view), *(gr.skip(),) * 3
+                        yield strip_value(view) if looking.study == identity else gr.skip(), *_busy(True)
+            yield strip_value(view) if looking.study == identity else gr.skip(), *(gr.skip(),) * 3
         except ValueError as error:
             yield error_value(str(error)), *(gr.skip(),) * 3
         except Exception:
@@ -470,8 +471,10 @@ class Handlers:
             return note_html(str(error), "failed"), gr.update(visible=False)
         if not votes:
             return quick_html([]), gr.update(visible=False)
-        path = self.studio.pictures.new_folder() / "quick-votes.csv"
-        path.write_bytes(quick_csv(votes))
+        path = self.studio.pictures.root / f"quick-{len(votes)}" / "quick-votes.csv"  # votes are only ever added
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(quick_csv(votes))
         return quick_html(tallies(votes)), gr.update(value=str(path), visible=True)
 
     def _said(self, looking: Looking, act: Callable[[], str], *, phase: str = "ready", chooses: bool = False) -> tuple:
@@ -500,9 +503,8 @@ def _busy(running: bool) -> tuple:
 def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     """Lays out the tab inside the Blocks that are open, and wires it."""
     do = Handlers(studio)
-    first = do._first_form()
+    first = do.first_form()
     fields: dict[str, Any] = {}
-    criteria = [(known.title, known.key) for known in STANDARD]
     sources = [(label, str(file)) for label, file in studio.finetune.prompt_sets()]
     sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
 
@@ -533,8 +535,8 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
             with gr.Column(visible=False, elem_id="study-form") as form:
                 with gr.Row(equal_height=False, elem_classes="study-columns"):
                     with gr.Column(elem_classes="study-fields"):
-                        makes, brings = _what_is_compared(fields, value, studio, sources)
-                        _what_is_asked(fields, value, criteria)
+                        makes, brings, halt = _what_is_compared(fields, value, studio, sources)
+                        _what_is_asked(fields, value)
                     with gr.Column(elem_classes="study-side"):
                         power = gr.HTML(elem_id="study-power", apply_default_css=False)
                         _how_many_votes(fields, value)
@@ -631,7 +633,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
         start.click(act, looking, [shown, make, bring, stop], **work).then(
             do.pictures_ready, looking, [make, bring, stop, head], **press
         )
-    stop.click(do.stop, **press)
+    gr.on([stop.click, halt.click], do.stop, **press)
     opens.click(do.open, looking, [note, *panes], **press)
     ends.click(do.ask_end, looking, [sure, question], **press)
     really.click(do.end, looking, [note, *panes], **press)
@@ -644,8 +646,10 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
 
 def _what_is_compared(
     fields: dict[str, Any], value: Callable[[str], dict[str, Any]], studio: Studio, sources: list[tuple[str, str]]
-) -> tuple[gr.Column, gr.Column]:
-    """The fields of title, models, prompts and pictures. Returns the columns for pictures made and brought."""
+) -> tuple[gr.Column, gr.Column, gr.Button]:
+    """The fields of title, models, prompts and pictures. Returns the columns for pictures made and for pictures
+    brought, and the button that ends the reading of the latter.
+    """
     gr.HTML("<h3>What is compared</h3>", apply_default_css=False)
     fields["title"] = gr.Textbox(label="Title", max_lines=1, placeholder="What do you want to know?", **value("title"))
     fields["source"] = gr.Radio(
@@ -722,12 +726,11 @@ def _what_is_compared(
             elem_id="study-table",
             elem_classes="study-file",
         )
-    return makes, brings
+        halt = gr.Button("Stop reading the pictures", elem_id="study-halt", size="sm")
+    return makes, brings, halt
 
 
-def _what_is_asked(
-    fields: dict[str, Any], value: Callable[[str], dict[str, Any]], criteria: list[tuple[str, str]]
-) -> None:
+def _what_is_asked(fields: dict[str, Any], value: Callable[[str], dict[str, Any]]) -> None:
     """The fields of questions."""
     gr.HTML("<h3>What raters are asked</h3>", apply_default_css=False)
     fields["mode"] = gr.Radio(
@@ -737,7 +740,7 @@ def _what_is_asked(
         **value("mode"),
     )
     fields["criteria"] = gr.CheckboxGroup(
-        criteria,
+        criteria_offered(),
         label="Criteria",
         info="Each is asked about every pair, so more of them cost time. The first one decides a sequential study.",
         **value("criteria"),

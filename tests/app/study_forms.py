@@ -17,7 +17,7 @@ SMALL = {
 
 def values_of(do: Handlers, **changes: object) -> dict[str, object]:
     """Every field of a small plan's form, by name."""
-    return do._first_form() | SMALL | changes
+    return do.first_form() | SMALL | changes
 
 
 def form_of(do: Handlers, **changes: object) -> list[object]:

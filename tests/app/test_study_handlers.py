@@ -13,6 +13,7 @@ import pytest
 from app.services.study_view import HIDDEN_FLAG, TELLING, blind_flags
 from app.state import Looking
 from app.tabs.studies import FIELDS, Handlers, Panes
+from benchmarks.studies import picture_rows
 from srpo.studies.criteria import PAPER, STANDARD, WHOLE
 from srpo.studies.health import Flag
 from srpo.studies.report import summary_lines
@@ -188,6 +189,40 @@ def test_a_second_start_from_the_same_page_leaves_the_first_alone(do, request_of
     assert do.pictures_ready(request_of(), looking)[0] == gr.skip()
     do.stop(request_of("page-2"))
     assert list(first)[-1][0]["phase"] == "done"
+
+
+def test_the_strip_of_another_study_is_left_alone(do, request_of):  # noqa: F811
+    first, second = Looking(), Looking()
+    save(do, request_of(), first)
+    save(do, request_of(), second, title="Another")
+    making = do.make(request_of(), first)
+    assert next(making)[0]["phase"] in ("waiting", "running")
+    first.study = second.study  # the visitor has gone on to it
+    outputs = list(making)
+    assert all(output[0] == gr.skip() for output in outputs) and outputs
+
+
+def test_the_answer_to_an_older_press_shows_nothing(do, request_of, monkeypatch):  # noqa: F811
+    looking = Looking()
+    save(do, request_of(), looking)
+    rows = do.book.rows
+
+    def slow():
+        monkeypatch.setattr(do.book, "rows", rows)
+        assert visible(panes_of(do.new(looking))) == ["form"]  # pressed while the list is still being read
+        return rows()
+
+    monkeypatch.setattr(do.book, "rows", slow)
+    output = do.look(looking)
+    assert output[0] == gr.skip() and all(value == gr.skip() for value in panes_of(output))
+
+
+def test_a_study_brought_back_says_that_its_pictures_are_not_here(do):  # noqa: F811
+    plan = example_plan(12)
+    study = do.book.store.restore(plan, 1, simulate(plan, 2, 1), picture_rows(plan))
+    panes = panes_of(do.choose_step(Looking(study=study.id), press(step="pictures")))
+    assert "do not lie here" in panes.strip["message"]
+    assert not panes.make["visible"] and not panes.bring["visible"]
 
 
 def test_what_is_no_export_is_refused(do, tmp_path):  # noqa: F811

@@ -38,7 +38,7 @@ def do(unloaded, tmp_path):
 
 def asked(do, **changes):
     """The request of a small plan's form."""
-    return read_form(do._raw(values_of(do, **changes)))
+    return read_form(do.read_fields(values_of(do, **changes)))
 
 
 def plan(do, **changes):
@@ -152,7 +152,9 @@ def test_weights_at_a_path_are_named_without_it(do, options):
 def test_the_form_of_a_plan_gives_the_same_plan(do, change):
     study = saved(do, **change)
     filled = form_of(do.studio, study)
-    again = plan_of(do.studio, read_form(do._raw(values_of(do, **change) | filled | {"prompt_source": "typed here"})))
+    again = plan_of(
+        do.studio, read_form(do.read_fields(values_of(do, **change) | filled | {"prompt_source": "typed here"}))
+    )
     assert again.sha256 == study.sha256
 
 

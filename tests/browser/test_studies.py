@@ -4,6 +4,7 @@ import zipfile
 
 import pytest
 
+from benchmarks.studies import open_study
 from srpo.studies.criteria import PAPER, REALISM, WHOLE
 from srpo.studies.schema import FixedStop, Model, Prompt
 from srpo.studies.simulation import World, clicks_left, example_plan, simulate
@@ -242,5 +243,14 @@ def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, store, 
     page.locator('.study-head [data-step="plan"]').click()
     page.wait_for_selector("#study-plan-text:visible")
     check("plan")
+    under_way = open_study(store, example_plan(20, title="Under way"))
+    store.join(under_way.id)
+    page.locator("#study-new").click()
+    page.locator(f'.study-list [data-study="{under_way.id}"]').click()
+    page.wait_for_selector(".study-link:visible")
+    check("voting")
     open_panel(page, page.locator("#study-new"), page.locator("#study-title").locator("input, textarea"))
     check("new")
+    folder = page.locator("#study-folder-1").locator("input, textarea")
+    open_panel(page, page.get_by_label("Bring finished pictures"), folder)
+    check("bring")
