@@ -253,8 +253,7 @@ class Voting:
         try:
             yield
         except Unknown as error:
-            hub = self._studies.hub
-            if hub is not None and not hub.is_restored:
+            if not self._studies.is_whole:
                 raise Refusal(503, "The studies are still on their way back from the Hub.", 5) from None
             raise Refusal(404, str(error)) from None
         except Refused as error:
