@@ -34,6 +34,11 @@ class Studies:
         self.root.mkdir(parents=True, exist_ok=True)
         return Store(self.root / "studies.db")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no study is still to come back from the Hub."""
+        return self._dataset is None or (self.hub is not None and self.hub.is_restored)
+
     def start(self) -> None:
         """Begins to keep the studies on the Hub, where a dataset is named for them. ValueError, one sentence."""
         if self._dataset is not None and self.hub is None:

@@ -60,12 +60,12 @@ class Refusal(Exception):
         self.retry_s = retry_s  # where asking again may help: after so long
 
 
-def _text(name: str) -> Callable[[object], str]:
+def _text(name: str, advice: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{name} is missing: type it, or start as a new rater.")
+            raise ValueError(f"{name} is missing: {advice}.")
         if len(value) > MAX_TEXT:
-            raise ValueError(f"{name} is too long: check it.")
+            raise ValueError(f"{name} is too long: {advice}.")
         return value
 
     return check
@@ -77,6 +77,8 @@ def _claim(value: object) -> str:
     return value
 
 
+Code = Annotated[str, BeforeValidator(_text("The code", "type it, or start as a new rater"))]
+Ticket = Annotated[str, BeforeValidator(_text("The ticket of the vote", "reload the page"))]
 Count = Annotated[int, BeforeValidator(whole("The number of pairs ahead", 0, MAX_AHEAD))]
 
 
@@ -93,14 +95,14 @@ class JoinRequest(Request):
 class PlaceRequest(Request):
     """Where the rater is, and the next trials."""
 
-    code: Annotated[str, BeforeValidator(_text("The code"))]
+    code: Code
     count: Count = 0
 
 
 class VoteRequest(PlaceRequest):
     """The answers about one trial; `count` trials after it are told with the receipt."""
 
-    ticket: Annotated[str, BeforeValidator(_text("The ticket of the vote"))]
+    ticket: Ticket
     answers: dict[str, str]
     dwell_s: Annotated[float, BeforeValidator(between("The time of a look", 0, 1e9))]
 
@@ -108,7 +110,7 @@ class VoteRequest(PlaceRequest):
 class UndoRequest(PlaceRequest):
     """The last vote is to be taken back; its ticket says which one is meant."""
 
-    ticket: Annotated[str, BeforeValidator(_text("The ticket of the vote"))]
+    ticket: Ticket
 
 
 @dataclass(frozen=True)
@@ -247,12 +249,11 @@ class Voting:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What the store and the requests refuse, as a Refusal."""
+        """What the store refuses, as a Refusal."""
         try:
             yield
         except Unknown as error:
-            hub = self._studies.hub
-            if hub is not None and not hub.is_restored:
+            if not self._studies.is_whole:
                 raise Refusal(503, "The studies are still on their way back from the Hub.", 5) from None
             raise Refusal(404, str(error)) from None
         except Refused as error:

@@ -47,7 +47,7 @@ PICTURE_HEADERS = HEADERS | {"Cache-Control": "private, max-age=86400, immutable
 FRESH = HEADERS | {"Cache-Control": "no-store"}
 
 CROWDED = "Many are voting at this moment: nothing was stored, and trying again in a second is safe."
-UNEXPECTED = "Something went wrong here: nothing was stored, and trying again is safe."
+UNEXPECTED = "Something went wrong here: trying again is safe, as no vote counts twice."
 
 
 class Gate:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from srpo.runs.atomic import write_file
 from srpo.studies.images import DATE_S
 from srpo.studies.store import COPIED, Row, Store
-from srpo.studies.tables import pictures, quick_votes, studies
+from srpo.studies.tables import pictures, quick_votes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,7 +73,7 @@ class Hub:
         self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}.jsonl"
         self._known: dict[Key, str] = {}  # what the journals say of each row
         self._lacking: dict[str, Path] = {}  # pictures that are not in the dataset yet, by their names there
-        self._finished: set[str] = set()  # studies that are closed and whole in the journals
+        self._finished: set[str] = set()  # studies that are closed, and were whole in the journals at a later look
         self._is_private = False  # as far as is known
         self._is_behind = False  # our journal has lines that the Hub lacks
         self._saved = Saved(None, "")
@@ -171,7 +171,6 @@ class Hub:
                 for name, row in fresh
                 if name == pictures.name
             }
-            self._finished |= {row["id"] for name, row in fresh if name == studies.name and row["state"] == "closed"}
             self._is_behind = True
         if self._is_behind:
             self._commit_pictures()  # first: a study comes back with its pictures or not at all
@@ -183,10 +182,13 @@ class Hub:
 
     def _changes(self) -> Iterator[Row]:
         """The rows that are not in the journals as they are now."""
-        begun = [study.id for study in self._store.studies() if study.state != "preparing"]
-        for identity in begun:
-            if identity not in self._finished:
-                yield from (row for row in self._store.rows(identity) if self._known.get(_key(*row)) != _line(*row))
+        for study in self._store.studies():
+            if study.state == "preparing" or study.id in self._finished:
+                continue
+            changed = [row for row in self._store.rows(study.id) if self._known.get(_key(*row)) != _line(*row)]
+            if study.state == "closed" and not changed:
+                self._finished.add(study.id)
+            yield from changed
         yield from (row for row in self._store.quick_rows() if _key(*row) not in self._known)
 
     def _commit_pictures(self) -> None:

@@ -400,6 +400,15 @@ def test_studies_that_cannot_be_opened_name_no_path(tmp_path, caplog):
     assert answer.status_code == 503 and "secret-place" not in answer.text
 
 
+def test_a_study_that_may_still_come_back_from_the_hub_is_not_said_to_be_unknown(tmp_path):
+    """Also in the moment between the page's first answer and the first question to the Hub."""
+    studies = Studies(Options(studies=tmp_path, votes_dataset="owner/votes"))
+    with TestClient(Starlette(routes=served.routes(Voting(studies)))) as client:
+        answer = client.get("/vote/anything/study")
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+    studies.store.close()
+
+
 def test_a_study_of_ratings_takes_a_level_for_each_question(client, studies):
     study = drawn_study(studies, example_plan(prompts=12, mode="rating", criteria=PAPER), 8)
     code = join(client, study)
