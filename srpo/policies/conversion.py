@@ -21,7 +21,7 @@ import torch
 
 from srpo.policies.headers import Entry, content_identity, read_header
 from srpo.policies.places import WEIGHTS_NAME, Found, Pieces, find
-from srpo.policies.tensors import read_weight, shape_of
+from srpo.policies.tensors import is_finite, read_weight, shape_of
 from srpo.runs.atomic import remove_temporary, replaced, write_text
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -185,7 +185,7 @@ def _write_shard(file: Path, shard: dict[str, Pieces], layout: dict[str, Entry],
         opened.write(len(text).to_bytes(8, "little") + text)
         for name, pieces in shard.items():
             weight = read_weight(pieces, dtype).contiguous()
-            if not weight.isfinite().all():
+            if not is_finite(weight):
                 raise ValueError(f"{name} is not finite in {dtype}: its file was not converted.")
             opened.write(weight.reshape(-1).view(torch.uint8).numpy().data)
             yield weight.nbytes

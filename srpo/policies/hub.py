@@ -57,7 +57,9 @@ class Plan:
     def __str__(self) -> str:
         here = self.total_bytes - self.missing_bytes
         more = f", {here / 1e9:.1f} GB of them here already" if here else ""
-        return f"{self.repository}: {len(self.files)} files, {self.total_bytes / 1e9:.1f} GB{more}, to {cache_folder()}"
+        gated = " (gated: it needs your token)" if self.is_gated else ""
+        size = f"{len(self.files)} files, {self.total_bytes / 1e9:.1f} GB"
+        return f"{self.repository}{gated}: {size}{more}, to {cache_folder()}"
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Progress:
 
 
 def is_id(place: str | Path) -> bool:
-    """Whether the place is written as an id, and nothing lies there."""
-    return bool(ID.fullmatch(str(place))) and not Path(place).exists()
+    """Whether the place is written as an id, and is no path: not even the folder it begins with is here."""
+    return bool(ID.fullmatch(str(place))) and not Path(Path(place).parts[0]).exists()
 
 
 def repository_of(place: str | Path) -> str | None:

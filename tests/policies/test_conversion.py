@@ -16,6 +16,7 @@ from srpo.policies import conversion
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.conversion import cache_folder, convert, converted_folder, is_converted, is_worth_converting
 from srpo.policies.places import find
+from srpo.policies.tensors import is_finite
 from tests.policies.forms import save, to_bfl, wide_flux
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +180,15 @@ def test_a_number_that_is_not_finite_in_the_new_precision_is_named(tmp_path):
     file = save({"x_embedder.weight": torch.tensor([1e5])}, tmp_path / "large.safetensors")
     with pytest.raises(ValueError, match=r"x_embedder.weight is not finite in torch.float16"):
         finished(convert(file, torch.float16, cache=tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_one_odd_number_among_many_is_found(dtype, odd):
+    weight = torch.randn(50, 70).to(dtype)
+    assert is_finite(weight) and is_finite(weight[:0])
+    weight[31, 4] = odd
+    assert not is_finite(weight)
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(published, tmp_path, monkeypatch):

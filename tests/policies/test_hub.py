@@ -200,7 +200,7 @@ def test_a_second_download_fetches_nothing(served, cache):
 
 def test_a_dry_run_says_what_and_how_large_and_fetches_nothing(served, cache):
     status, output, said = run(served, cache, "--dry-run", SRPO, FLUX, token="hf_good")
-    assert status == 0 and output == "" and "black-forest-labs/FLUX.1-dev: " in said
+    assert status == 0 and output == "" and "black-forest-labs/FLUX.1-dev (gated: it needs your token): " in said
     assert not [asked for asked in served.asked if "/resolve/" in asked[1]]
     assert not list(cache.rglob("*.safetensors"))
 
@@ -246,6 +246,7 @@ def test_what_is_no_id_is_no_id(place):
 def test_a_folder_that_is_there_comes_before_an_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tencent" / "SRPO").mkdir(parents=True)
+    assert not hub.is_id("tencent/other") and not hub.is_id("tencent/SRPO/file.gguf")  # mistyped paths
     assert not hub.is_id(SRPO) and hub.local(SRPO) == Path(SRPO) and hub.repository_of(SRPO) is None
 
 
