@@ -6,9 +6,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from srpo.evaluation.records import MAX_SEED as MAX_SEED
 from srpo.miniature import paths
-
-MAX_SEED = 2**32 - 1  # what other tools' PNG texts can carry
 
 
 @dataclass(frozen=True)
