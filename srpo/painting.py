@@ -101,10 +101,8 @@ class Painter:
             return self.policy
         return self.policy.with_transformer(load_transformer(weights, self.policy.transformer))
 
-    def require_paintable(self, prompts: Sequence[str], first_seed: int, num_seeds: int = 1) -> None:
-        """ValueError, one sentence, for a prompt the model cannot read whole, a size it cannot draw, or a seed."""
-        if not 0 <= first_seed <= MAX_SEED - num_seeds + 1:
-            raise ValueError(f"seeds go from 0 to {MAX_SEED}: {num_seeds} from --seed {first_seed} on do not fit")
+    def require_paintable(self, prompts: Sequence[str]) -> None:
+        """ValueError, one sentence, for a prompt the model cannot read whole, or a size it cannot draw."""
         self.policy.latent_shape(self.settings.height, self.settings.width)
         for prompt in prompts:
             if not prompt.strip():
@@ -139,6 +137,12 @@ def sha256_of(weights: Path) -> str | None:
         return None
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def require_seeds(*seeds: int) -> None:
+    """ValueError, one sentence, for a seed that the page, or a picture's texts, could not carry."""
+    if outside := [seed for seed in seeds if not 0 <= seed <= MAX_SEED]:
+        raise ValueError(f"seeds go from 0 to {MAX_SEED:,}, not to {outside[0]:,}: choose another --seed")
 
 
 def require_srpo(base: Base, named: Path | None) -> Path:

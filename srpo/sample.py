@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from srpo.evaluation.records import comparison_texts, file_stem
 from srpo.evaluation.sheets import png_texts, sheet
-from srpo.painting import Painter, add_options, read_options, require_srpo
+from srpo.painting import Painter, add_options, read_options, require_seeds, require_srpo
 from srpo.runs.atomic import write_file
 
 SIDES = {"left": "base", "right": "srpo"}  # as a request of the page calls its models
@@ -41,7 +41,8 @@ def sample(options: argparse.Namespace) -> Iterator[str]:
     painter = read_options(options)
     weights = {"left": None, "right": require_srpo(painter.base, options.srpo)}
     prompts = list(dict.fromkeys(" ".join(prompt.split()) for prompt in options.prompts))
-    painter.require_paintable(prompts, options.seed)
+    require_seeds(options.seed)
+    painter.require_paintable(prompts)
     names = {"left": painter.base.name, "right": "SRPO miniature" if painter.base.is_miniature else "SRPO"}
     policies = {side: painter.policy_with(place) for side, place in weights.items()}
     facts = painter.facts({SIDES[side]: place for side, place in weights.items()})
