@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from srpo.evaluation.records import MAX_SEED as MAX_SEED
 from srpo.miniature import paths
 from srpo.policies import hub, places
-
-MAX_SEED = 2**32 - 1  # what other tools' PNG texts can carry
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from srpo.evaluation.shares import Mean
 from srpo.evaluation.sheets import png_texts, sheet
 from srpo.miniature import paths
 from srpo.miniature import recoveries as miniature
+from srpo.painting import numbers
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.base import image_tensor, to_pil
@@ -104,18 +105,6 @@ def _said(value: Mean, form: str) -> str:
     return f"{value.mean:{form}}" + (f" ({value.low:{form}} to {value.high:{form}})" if value.count > 1 else "")
 
 
-def _numbers(kind: type, count: int | None = None) -> Callable[[str], tuple]:
-    """Reads numbers with commas between them; exactly `count`, where that is given."""
-
-    def read(text: str) -> tuple:
-        numbers = tuple(kind(part) for part in text.split(","))
-        if count is not None and len(numbers) != count:
-            raise argparse.ArgumentTypeError(f"expected {count} numbers with a comma between them, got {text!r}")
-        return numbers
-
-    return read
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m srpo.recover",
@@ -130,10 +119,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reward", type=Path, help="a CLIPModel folder, for distances in its eyes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--size", type=_numbers(int, 2), default=(128, 128), metavar="H,W", help="in pixels")
-    parser.add_argument("--sigmas", type=_numbers(float), default=SIGMAS, metavar="S,S,...")
+    parser.add_argument("--size", type=numbers(int, 2), default=(128, 128), metavar="H,W", help="in pixels")
+    parser.add_argument("--sigmas", type=numbers(float), default=SIGMAS, metavar="S,S,...")
     parser.add_argument("--shifted", action="store_true", help="move the levels as the model's schedule does")
-    parser.add_argument("--d-sigmas", type=_numbers(float), default=D_SIGMAS, metavar="D,D,...")
+    parser.add_argument("--d-sigmas", type=numbers(float), default=D_SIGMAS, metavar="D,D,...")
     parser.add_argument("--noise-seed", type=int, default=1)
     parser.add_argument("--noises", type=int, default=1, help="of consecutive seeds, for intervals")
     parser.add_argument("--seed", type=int, default=0, help="of a painted picture")

@@ -1,8 +1,7 @@
 """A picture that knows how it was made: settings written into PNG files, and read back.
 
-Two texts travel in each file. `srpo_studio` is ours: JSON as iTXt (any script survives), enough to run the comparison
-again. `parameters` is the line the AUTOMATIC1111 web UI introduced and most tools read; FLUX's distilled guidance is
-called "Distilled CFG Scale" there, as in Forge.
+What is written is told in `srpo.evaluation.records`: our JSON as iTXt (any script survives), enough to run the
+comparison again, and the `parameters` line that most tools read.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from PIL import Image, PngImagePlugin
 from app.services.requests import BadInput, CompareRequest, Settings, parse, sentence
 from app.services.uploads import UNREADABLE
 from srpo import comfyui
-from srpo.evaluation.sheets import FORMAT, KEY, SOFTWARE, png_texts
+from srpo.evaluation import records
+from srpo.evaluation.sheets import FORMAT, KEY
 
 # What a record may be of that is no picture of a comparison.
 OTHERS = {"grid": "a sheet of many pictures", "recoveries": "a sheet of many pictures", "recovery": "a recovered one"}
@@ -33,22 +33,6 @@ class Found(NamedTuple):
     made_with: dict[str, Any]  # the base model and the text tokens, as `Studio.made_with` gives them; unchecked
 
 
-def a1111_parameters(settings: Settings, prompt: str, seed: int, model: str) -> str:
-    """The conventional `parameters` text: the prompt as the model saw it, then one line of settings."""
-    fields = {
-        "Steps": settings.steps,
-        "Sampler": "Euler",
-        "Schedule type": "Simple",
-        "CFG scale": 1,
-        "Distilled CFG Scale": f"{settings.guidance:g}",
-        "Seed": seed,
-        "Size": f"{settings.width}x{settings.height}",
-        "Model": re.sub(r"[,:\n]+", " ", model),
-        "Version": SOFTWARE,
-    }
-    return settings.text(prompt) + "\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
-
-
 def comparison_texts(
     request: CompareRequest, prompt_seed: int, side: str, names: dict[str, str], facts: dict[str, Any]
 ) -> PngImagePlugin.PngInfo:
@@ -57,15 +41,8 @@ def comparison_texts(
     `side` is "left", "right" or "difference", `names` the models as the page called them; `facts` is anything more to
     record (versions, hashes, scores). The stored request is that of this one seed.
     """
-    record = {
-        "kind": "compare",
-        "side": side,
-        "names": names,
-        "request": {**request.model_dump(), "seed": prompt_seed, "num_seeds": 1},
-        **facts,
-    }
-    model = names.get(side, f"difference of {names['left']} and {names['right']}")
-    texts = png_texts(record, a1111_parameters(request, request.prompt, prompt_seed, model))
+    record = {**request.model_dump(), "seed": prompt_seed, "num_seeds": 1}
+    texts = records.comparison_texts(record, request.text(request.prompt), side, names, facts)
     file = facts.get("files", {}).get(request.left if side == "left" else request.right)
     if side != "difference" and file is not None:
         texts.add_text("workflow", json.dumps(comfyui.workflow(_for_comfyui(request, prompt_seed, file))))

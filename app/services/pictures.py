@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import base64
 import io
-import re
 import secrets
 import shutil
 import tempfile
@@ -16,14 +15,9 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from srpo.evaluation.records import file_stem as file_stem  # the command lines name their files alike
+
 MAX_PUBLISHED_SIDE = 512  # pixels
-
-
-def file_stem(prompt: str, seed: int, suffix: str) -> str:
-    """A short, plain file name of a prompt: "a-red-ball-on-a-beach_seed-7_flux"."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "picture"
-    tail = re.sub(r"[^a-z0-9]+", "-", suffix.lower()).strip("-")[:32]
-    return f"{words}_seed-{seed}_{tail}"
 
 
 def data_uri(image: Image.Image) -> str:

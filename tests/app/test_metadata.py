@@ -7,8 +7,9 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from app.services.metadata import KEY, comparison_texts, differences, png_texts, read_request
+from app.services.metadata import KEY, comparison_texts, differences, read_request
 from app.services.requests import BadInput, CompareRequest
+from srpo.evaluation.sheets import png_texts
 
 REQUEST = CompareRequest(
     prompt="ein roter Ball, 赤いボール, “quoted”",

@@ -1,0 +1,198 @@
+"""The table of a benchmark: mean scores by style and model, and paired differences between models.
+
+Every model paints the same prompts from the same seeds, so models are compared prompt by prompt, and a prompt is one
+observation however often it is painted.
+
+N pictures of one model, in the order of the tasks; R rewards, M models.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from srpo.studies.estimates import MIN_PROMPTS, Estimate, clustered
+
+ALL = "all"
+CHUNK = 80  # prompts whose means the HPSv2 benchmark takes the deviation of
+EVERYWHERE = (-np.inf, np.inf)
+# The paper's Table 1, as far as a reward can fill it; the others follow in the order they were asked for.
+TABLE_1 = ("aesthetic-v2.5", "pickscore", "imagereward", "hpsv2.1")
+TABLE_1_NOTE = (
+    "Of the columns of Table 1 in the paper of SRPO (arXiv 2509.06942), Aesthetic v2.5 and GenEval are not measured "
+    "here and the human ones need people; its HPSv2.1 is a cosine, a hundredth of ours. Published figures differ with "
+    "their settings: compare only what stands in one table."
+)
+
+
+class Task(NamedTuple):
+    """One picture that every model is to paint."""
+
+    style: str
+    index: int  # within the style, from 0
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One reward of the table."""
+
+    kind: str  # of its card
+    title: str
+    name: str  # as it was asked for
+    sha256: str | None  # of published weights
+
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]  # by the reward's name, then by model: (N,)
+
+
+def summary(tasks: Sequence[Task], judges: Sequence[Judge], models: Sequence[str], scores: Scores) -> dict[str, Any]:
+    """The whole result as JSON takes it: rewards, styles, means with intervals, paired differences with intervals.
+
+    ValueError where a model's scores are not one for each task, or not finite.
+    """
+    for judge, model in itertools.product(judges, models):
+        values = scores[judge.name][model]
+        if values.shape != (len(tasks),) or not np.isfinite(values).all():
+            raise ValueError(f"{judge.name} must give {model} {len(tasks)} finite scores, not {values.shape}")
+    styles = list(dict.fromkeys(task.style for task in tasks))
+    return {
+        "rewards": [vars(judge) for judge in _as_in_table_1(judges)],
+        "models": list(models),
+        "styles": {style: sum(task.style == style for task in tasks) for style in styles},
+        "means": list(_means(tasks, judges, models, scores)),
+        "differences": list(_differences(tasks, judges, models, scores)),
+    }
+
+
+def chunk_std(values: np.ndarray) -> float | None:
+    """The deviation of the means of chunks of 80, as the HPSv2 benchmark gives it; None below two whole chunks."""
+    if len(values) < 2 * CHUNK or len(values) % CHUNK:
+        return None
+    return float(values.reshape(-1, CHUNK).mean(axis=1).std())
+
+
+def _means(tasks, judges, models, scores) -> Iterator[dict[str, Any]]:
+    for judge, (style, picked), model in itertools.product(judges, _groups(tasks).items(), models):
+        values = scores[judge.name][model][picked]
+        found = _estimate(tasks, picked, values)
+        yield {"reward": judge.name, "style": style, "model": model, **found, "chunk_std": chunk_std(values)}
+
+
+def _differences(tasks, judges, models, scores) -> Iterator[dict[str, Any]]:
+    """Every later model against every earlier one."""
+    pairs = list(itertools.combinations(models, 2))
+    for judge, (style, picked), (than, model) in itertools.product(judges, _groups(tasks).items(), pairs):
+        values = (scores[judge.name][model] - scores[judge.name][than])[picked]
+        yield {
+            "reward": judge.name,
+            "style": style,
+            "model": model,
+            "than": than,
+            **_estimate(tasks, picked, values),
+        }
+
+
+def _groups(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """The places of each style's tasks, and of all where there is more than one style."""
+    styles = np.array([task.style for task in tasks])
+    groups = {style: np.flatnonzero(styles == style) for style in dict.fromkeys(styles.tolist())}
+    return groups if len(groups) == 1 else groups | {ALL: np.arange(len(tasks))}
+
+
+def _estimate(tasks: Sequence[Task], picked: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    prompts = np.array([tasks[place].prompt for place in picked])
+    found: Estimate = clustered(prompts, values, bounds=EVERYWHERE)
+    return {
+        "mean": found.value,
+        "low": None if found.low is None else float(found.low),
+        "high": None if found.high is None else float(found.high),
+        "pictures": found.votes,
+        "prompts": found.prompts,
+    }
+
+
+def _as_in_table_1(judges: Sequence[Judge]) -> list[Judge]:
+    places = {kind: place for place, kind in enumerate(TABLE_1)}
+    return sorted(judges, key=lambda judge: places.get(judge.kind, len(places)))
+
+
+def markdown(result: Mapping[str, Any], made_with: Sequence[str]) -> str:
+    """The result for people. made_with: sentences on how the pictures came about."""
+    styles, models = list(result["styles"]), result["models"]
+    groups = [*styles, ALL] if len(styles) > 1 else styles
+    counts = ", ".join(f"{style} {count}" for style, count in result["styles"].items())
+    titles = _titles(result["rewards"])
+    lines = [
+        "# Benchmark",
+        "",
+        "Written by `python -m srpo.benchmark`. " + " ".join(made_with),
+        f"Prompts: {counts}. In brackets 95 % intervals over prompts (Student's t), none below {MIN_PROMPTS} prompts.",
+        "",
+        *_table(["model", *titles.values()], [[model, *_row(result, titles, model)] for model in models]),
+        "",
+        TABLE_1_NOTE,
+    ]
+    for name, title in titles.items():
+        means = {(entry["model"], entry["style"]): entry for entry in result["means"] if entry["reward"] == name}
+        digits = _digits(entry["mean"] for entry in means.values())
+        lines += ["", f"## {title}"]
+        if len(groups) > 1:  # else the table above says it all
+            rows = [[model, *(_said(means[model, group], digits) for group in groups)] for model in models]
+            lines += ["", *_table(["model", *groups], rows)]
+        apart = [entry for entry in result["differences"] if entry["reward"] == name]
+        pairs = list(dict.fromkeys((entry["model"], entry["than"]) for entry in apart))
+        found = {(entry["model"], entry["than"], entry["style"]): entry for entry in apart}
+        rows = [
+            [f"{m} − {than}", *(_said(found[m, than, group], digits, "+") for group in groups)] for m, than in pairs
+        ]
+        if rows:
+            lines += ["", "Paired differences, prompt by prompt:", "", *_table(["models", *groups], rows)]
+    if any(entry["chunk_std"] is not None for entry in result["means"]):
+        lines += ["", f"± is the deviation of the means of {CHUNK} prompts, as the HPSv2 benchmark prints it."]
+    hashes = [f"{reward['name']}: SHA-256 {reward['sha256']}" for reward in result["rewards"] if reward["sha256"]]
+    return "\n".join([*lines, *(["", *hashes] if hashes else [])]) + "\n"
+
+
+def _titles(rewards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A heading for each reward's name: its title, and the name as well where two have the same."""
+    titles = [reward["title"] for reward in rewards]
+    return {
+        reward["name"]: reward["title"] if titles.count(reward["title"]) == 1 else f"{reward['title']} {reward['name']}"
+        for reward in rewards
+    }
+
+
+def _row(result: Mapping[str, Any], names: Mapping[str, str], model: str) -> list[str]:
+    """A model's means over all prompts, one for each reward."""
+    group = ALL if len(result["styles"]) > 1 else next(iter(result["styles"]))
+    cells = []
+    for name in names:
+        means = [entry for entry in result["means"] if entry["reward"] == name and entry["style"] == group]
+        digits = _digits(entry["mean"] for entry in means)
+        cells += [_said(entry, digits) for entry in means if entry["model"] == model]
+    return cells
+
+
+def _digits(means: Iterator[float]) -> int:
+    """Digits behind the point: four of what is about 1, such as a cosine, fewer of what is larger."""
+    return 4 if max(map(abs, means)) < 2 else 3
+
+
+def _said(entry: Mapping[str, Any], digits: int, sign: str = "") -> str:
+    text = f"{entry['mean']:{sign}.{digits}f}"
+    if entry.get("chunk_std") is not None:
+        text += f" ± {entry['chunk_std']:.{digits}f}"
+    if entry["low"] is None:
+        return text
+    return f"{text} ({entry['low']:{sign}.{digits}f} to {entry['high']:{sign}.{digits}f})"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
