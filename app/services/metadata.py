@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from app.services.requests import BadInput, CompareRequest, Settings, parse, sentence
+from app.services.requests import BadInput, CompareRequest, parse, sentence
 from app.services.uploads import UNREADABLE
 from srpo import comfyui
 from srpo.evaluation import records
