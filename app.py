@@ -9,7 +9,7 @@ import sys
 # (`gradio app.py`) the script must not be registered under the name of the package beside it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("SRPO_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))  # what the user said of downloads
-if not any(word.startswith("--votes-dataset") for word in sys.argv):
+if not any(word.startswith("--v") for word in sys.argv):  # --votes-dataset, also shortened
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
     os.environ["GRADIO_WATCH_MODULE_NAME"] = "studio"
