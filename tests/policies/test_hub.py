@@ -34,7 +34,8 @@ def published(tmp_path_factory):
     """The files of each repository."""
     folder = tmp_path_factory.mktemp("published")
     flux = contents(save_tiny_flux(folder / "flux"))
-    beside = {
+    beside = {"text_encoder/flax_model.msgpack": b"another framework's"}
+    beside |= {
         "flux1-dev.safetensors": bytes(10**6),
         "ae.safetensors": b"vae",
         "README.md": b"# FLUX",
@@ -114,6 +115,7 @@ def test_a_pipeline_is_fetched_without_the_second_copy_of_its_weights(served, ca
     assert status == 0, said
     names = set(contents(Path(folder)))
     assert {"model_index.json", "transformer/config.json", "tokenizer_2/tokenizer.json"} <= names
+    assert not names & {"text_encoder/flax_model.msgpack"}
     assert not names & {"flux1-dev.safetensors", "ae.safetensors", "README.md", "dev_grid.jpg"}
     from srpo.policies.flux import FluxPolicy
 
