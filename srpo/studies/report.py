@@ -239,10 +239,15 @@ def summary_lines(plan: Plan, found: Analysis) -> list[str]:
         if pair.category is None
     ]
     return [
-        f"{found.votes:,} votes by {found.raters:,} raters on {len(plan.prompts):,} prompts; "
-        f"{found.items_complete:,} of {found.items:,} items have all their votes.",
+        f"{_counted(found.votes, 'vote')} by {_counted(found.raters, 'rater')} on "
+        f"{_counted(len(plan.prompts), 'prompt')}; {found.items_complete:,} of {found.items:,} items have all their votes.",
         *told,
     ]
+
+
+def _counted(number: int, thing: str) -> str:
+    """ "1 vote", "12 votes"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
