@@ -240,7 +240,8 @@ def summary_lines(plan: Plan, found: Analysis) -> list[str]:
     ]
     return [
         f"{_counted(found.votes, 'vote')} by {_counted(found.raters, 'rater')} on "
-        f"{_counted(len(plan.prompts), 'prompt')}; {found.items_complete:,} of {found.items:,} items have all their votes.",
+        f"{_counted(len(plan.prompts), 'prompt')}; {found.items_complete:,} of {found.items:,} items have all "
+        "their votes.",
         *told,
     ]
 
