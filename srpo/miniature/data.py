@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
@@ -24,19 +22,13 @@ from srpo.miniature.world import (
     sample_scene,
     style_word,
 )
+from srpo.policies.conversion import cache_folder
 
+CACHE = "miniature"  # the cache's part with rendered pictures and half-trained models
 EMPTY_SHARE = 0.1  # of all captions are empty: the other half of classifier-free guidance
 NEUTRAL_SHARE = 0.55  # of the captions that are not empty name no style, on average over the styles
 STRAY_WORD_SHARE = 0.05  # of all captions that are not empty hold a word that means nothing
 TONE_SHARE = 0.2  # of all pictures are darker, brighter, more vivid or more muted, and their captions say so
-
-
-def cache_folder() -> Path:
-    """Where rendered pictures and half-trained parts are kept: $SRPO_CACHE, or the user's cache folder."""
-    root = (
-        os.environ.get("SRPO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "srpo-studio"
-    )
-    return Path(root) / "miniature"
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def load_pictures(count: int, seed: int, *, batch: int = 256) -> Pictures:
 
     An interrupted rendering is taken up where it stopped.
     """
-    folder = cache_folder() / f"pictures-{seed}-{count}"
+    folder = cache_folder(CACHE) / f"pictures-{seed}-{count}"
     folder.mkdir(parents=True, exist_ok=True)
     scenes = training_scenes(count, seed)
     pixels_path, done_path = folder / "pixels.npy", folder / "done.json"

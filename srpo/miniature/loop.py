@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srpo.miniature.data import cache_folder
+from srpo.miniature.data import CACHE
 from srpo.miniature.storage import content_hash
+from srpo.policies.conversion import cache_folder
 
 Step = Callable[[int], tuple[Tensor, dict[str, float]]]  # update number -> loss and what to log
 
 
 def work_folder(stage: str) -> Path:
     """The folder of one stage: its last checkpoint and its curve."""
-    folder = cache_folder() / stage
+    folder = cache_folder(CACHE) / stage
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -37,11 +37,11 @@ class Progress:
     total_bytes: int
 
 
-def cache_folder() -> Path:
-    """Where converted weights are kept: $SRPO_CACHE, or the user's cache folder."""
+def cache_folder(part: str = "weights") -> Path:
+    """Where converted weights are kept, or another part of what can be made again: in $SRPO_CACHE, or the user's cache."""
     root = os.environ.get("SRPO_CACHE")
     root = root or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "srpo-studio"
-    return Path(root) / "weights"
+    return Path(root) / part
 
 
 def is_worth_converting(found: Found, dtype: torch.dtype) -> bool:
