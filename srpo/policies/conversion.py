@@ -38,7 +38,7 @@ class Progress:
 
 
 def cache_folder(part: str = "weights") -> Path:
-    """Where converted weights are kept, or another part of what can be made again: in $SRPO_CACHE, or the user's cache."""
+    """Where converted weights are kept, or other things that can be made again: $SRPO_CACHE or the user's cache."""
     root = os.environ.get("SRPO_CACHE")
     root = root or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "srpo-studio"
     return Path(root) / part
