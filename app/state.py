@@ -28,12 +28,18 @@ class Options:
     device: str = "cpu"
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine
+    can_sign_in: bool = False  # visitors may sign in with their account on Hugging Face
 
     def __post_init__(self) -> None:
         if self.is_miniature:
             for name, own in (("srpo", paths.SRPO), ("reward", paths.REWARD), ("judge", paths.JUDGE)):
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, own)  # the class is frozen
+
+    @property
+    def is_public(self) -> bool:
+        """Whether anyone may open the page: whoever may not name paths is not at this machine."""
+        return not self.local_paths
 
     @property
     def max_sequence_length(self) -> int:
