@@ -39,7 +39,7 @@ class Limits:
             return None
         if options.is_miniature:  # 160 of its pictures cost less than one of FLUX.1-dev
             return cls(side=2 * native_side, steps=40, prompt_characters=500, pictures=160)
-        return cls(side=native_side, steps=40, prompt_characters=1000, pictures=12)
+        return cls(side=native_side, steps=40, prompt_characters=1000, pictures=24)
 
     def check(self, settings: Settings, prompts: Sequence[str]) -> None:
         """BadInput, one sentence, for a request that is beyond them."""

@@ -10,6 +10,7 @@ from app.services.compare import compare
 from app.services.device import Device, StopFlag, wait_for_device
 from app.services.grid import paint_grid
 from app.services.public import HOUR_S, Budget, Limits
+from app.services.recovery_requests import RecoverRequest
 from app.services.requests import BadInput, CompareRequest, GridRequest
 from app.state import Options
 from app.tabs.compare import Handlers, account
@@ -106,10 +107,10 @@ def test_a_request_beyond_the_limits_is_refused_before_any_work(public, changed,
 
 
 def test_a_grid_has_fewer_pictures_than_at_home(public):
-    assert public.limits is not None and public.limits.pictures == 12  # this tiny model is not the miniature
+    assert public.limits is not None and public.limits.pictures == 24  # this tiny model is not the miniature
     settings = {name: ASKED[name] for name in ("seed", "steps", "width", "height")}
-    asked = GridRequest(prompts=("a", "b", "c", "d"), models=("base", "srpo"), num_seeds=2, **settings)
-    with pytest.raises(BadInput, match="at most 12 pictures at once, not 16"):
+    asked = GridRequest(prompts=("a", "b", "c", "d"), models=("base", "srpo"), num_seeds=4, **settings)
+    with pytest.raises(BadInput, match="at most 24 pictures at once, not 32"):
         list(paint_grid(public, asked, StopFlag()))
 
 
@@ -187,3 +188,15 @@ def test_the_page_offers_what_it_gives_and_to_sign_in_where_that_is_real(unloade
 def test_the_miniature_and_flux_have_limits_of_their_own():
     assert Limits.of(Options(), 128) is None
     assert Limits.of(Options(local_paths=False), 128) == Limits(256, 40, 500, 160)
+
+
+def test_recoveries_count_as_pictures():
+    asked = RecoverRequest(
+        **{name: ASKED[name] for name in ("prompt", "seed", "steps", "width", "height")},
+        **{"painter": "base", "source": "generate", "models": ("base", "srpo"), "num_noises": 16},
+        sigmas="0.95-0.5/12",
+        d_sigmas="0.075, 0.025",
+    )
+    assert asked.num_pictures == 2 * 12 * 4 * 16
+    with pytest.raises(BadInput, match="at most 160 pictures at once, not 1,536"):
+        Limits(256, 40, 500, 160).check(asked, [asked.prompt])
