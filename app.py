@@ -43,13 +43,20 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
         metavar="OWNER/NAME",
         help="private dataset of the Hub that keeps studies too (needs HF_TOKEN)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="beyond loopback, local paths are closed")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # as a Space says it
+    parser.add_argument("--host", default=host, help="beyond loopback, the page is public")
+    parser.add_argument(
+        "--public", action="store_true", help="anyone may open it: no paths, no training, limits and budgets"
+    )
     parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
     served = parser.parse_args(arguments)
-    public = served.host not in LOOPBACK or "SPACE_ID" in os.environ
+    is_space = "SPACE_ID" in os.environ
+    public = served.public or served.host not in LOOPBACK or is_space
+    # Beyond a Space, Gradio's login is a pretence: everyone would be the owner of this machine's token.
+    can_sign_in = is_space and "OAUTH_CLIENT_ID" in os.environ
     places = {name: getattr(served, name) for name in ("runs", "studies", "database", "votes_dataset")}
     places["downloads"] = os.environ["SRPO_OFFLINE"] in ("", "0")
-    options = Options(**weights(served), **places, local_paths=not public)
+    options = Options(**weights(served), **places, local_paths=not public, can_sign_in=can_sign_in)
     return options, served
 
 

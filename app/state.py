@@ -32,6 +32,7 @@ class Options:
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine
     downloads: bool = True  # what is named by an id of the hub may be fetched, at its first use
+    can_sign_in: bool = False  # visitors may sign in with their account on Hugging Face
 
     def __post_init__(self) -> None:
         if self.is_miniature:
@@ -52,6 +53,11 @@ class Options:
         """The ids of the hub that are named here and were not downloaded yet."""
         named = (places.split_weight(place)[0] for place in (self.model, self.srpo) if place is not None)
         return [str(place) for place in named if hub.is_id(place)]
+
+    @property
+    def is_public(self) -> bool:
+        """Whether anyone may open the page: whoever may not name paths is not at this machine."""
+        return not self.local_paths
 
     @property
     def max_sequence_length(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import theme
+from app.services.public import OWN_S
 from app.services.studio import Studio
 from app.services.voting import Voting
 from app.tabs import compare, finetune, guide, recoveries, studies, words
@@ -33,6 +34,11 @@ def build(studio: Studio) -> gr.Blocks:
     """The page over these services. Loads no model."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         masthead = gr.HTML(MASTHEAD, js_on_load=TO_GUIDE, apply_default_css=False)
+        if studio.limits is not None:
+            own = f", and {OWN_S / 60:.0f} for each who signs in" if studio.options.can_sign_in else ""
+            gr.HTML(f"{studio.limits}{own}.", elem_id="limits", elem_classes="hint", apply_default_css=False)
+        if studio.options.can_sign_in:
+            gr.LoginButton(size="sm", elem_id="login")
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare"):
                 sides = compare.build(studio)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from app.services.public import Budget
 from srpo.runs import DeviceLock, device_holder
 
 # What the page says of it, word for word.
@@ -28,9 +29,10 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by anyone, read by the work between two steps."""
+    """Set by anyone, read by the work between two steps. It knows whose work that is."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str | None = None) -> None:
+        self.user = user  # the visitor's account; None for one who has not signed in
         self._event = threading.Event()
 
     def set(self) -> None:
@@ -48,8 +50,9 @@ class StopFlag:
 class Device:
     """Turns on the device, first come first served."""
 
-    def __init__(self, name: str = "cpu") -> None:
-        self.name = name
+    def __init__(self, name: str = "cpu", budget: Budget | None = None) -> None:
+        """budget: what a turn is charged to; None where time costs nothing."""
+        self.name, self.budget = name, budget
         self._lock = DeviceLock(name)
         self._changed = threading.Condition()
         self._turns: deque[object] = deque()
@@ -79,6 +82,8 @@ class Turn:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._holds = False
+        self._user: str | None = None
+        self._began_s = 0.0
 
     def ahead(self) -> int:
         """How many are before this turn; 0 when the device is ours."""
@@ -93,18 +98,31 @@ class Turn:
 
     def acquire(self) -> str | None:
         """None once the device is ours alone, else who has it: a training, or another program of ours."""
-        self._holds = self._holds or self._device._lock.acquire(OURS)
+        if not self._holds and self._device._lock.acquire(OURS):
+            self._holds, self._began_s = True, time.monotonic()
         return None if self._holds else device_holder(self._device.name) or "another program"
+
+    def bill(self, user: str | None) -> None:
+        """Charges this turn's time to the account. BadInput, one sentence, where that has none left for this hour."""
+        if self._device.budget is not None:
+            self._device.budget.require(user)
+        self._user = user
 
     def release(self) -> None:
         """Lets others have the device, if it was ours."""
         if self._holds:
             self._holds = False
+            if self._device.budget is not None:
+                self._device.budget.charge(self._user, time.monotonic() - self._began_s)
             self._device._lock.release()
 
 
 def wait_for_device(turn: Turn, stop: StopFlag) -> Iterator[str]:
-    """Messages until no training and no other program has the device; the turn must have been called."""
+    """Messages until no training and no other program has the device; the turn must have been called.
+
+    BadInput where the visitor's device time is spent.
+    """
+    turn.bill(stop.user)
     while (holder := turn.acquire()) is not None:
         stop.check()
         yield f"The device is in use by {holder}. This starts by itself when that has ended."
@@ -123,9 +141,12 @@ class Jobs:
         self._flags: dict[str, StopFlag] = {}
 
     @contextmanager
-    def flag(self, visitor: str) -> Iterator[StopFlag]:
-        """A flag that `stop(visitor)` sets for as long as the block runs. AlreadyRunning inside another such block."""
-        flag = StopFlag()
+    def flag(self, visitor: str, user: str | None = None) -> Iterator[StopFlag]:
+        """A flag that `stop(visitor)` sets for as long as the block runs. AlreadyRunning inside another such block.
+
+        user: the account that pays for the work.
+        """
+        flag = StopFlag(user)
         with self._lock:
             if visitor in self._flags:
                 raise AlreadyRunning("This page is at work already: stop it first, or wait for its end.")

@@ -117,6 +117,11 @@ class RecoverRequest(RunRequest):
         return self
 
     @property
+    def num_pictures(self) -> int:
+        """The recoveries: by one step, by every step of Direct-Align, and by inversion."""
+        return len(self.models) * len(self.sigmas) * (2 + len(self.d_sigmas)) * self.num_noises
+
+    @property
     def noise_seeds(self) -> list[int]:
         """The seeds of the noises: consecutive, starting over at 0 after the largest."""
         first = self.seed if self.uses_own_noise else self.noise_seed

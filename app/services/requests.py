@@ -140,6 +140,11 @@ class Settings(BaseModel):
     control_word: Word = ""
 
     @property
+    def num_pictures(self) -> int:
+        """How many are painted."""
+        return self.num_seeds
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of the run: consecutive, starting over at 0 after the largest."""
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_seeds)]
@@ -155,6 +160,10 @@ class CompareRequest(Settings):
     prompt: Prompt
     left: Annotated[str, BeforeValidator(model_name("the left side"))]
     right: Annotated[str, BeforeValidator(model_name("the right side"))]
+
+    @property
+    def num_pictures(self) -> int:
+        return 2 * self.num_seeds
 
 
 class GridRequest(Settings):

@@ -20,7 +20,8 @@ from app.services.device import Device, Jobs, StopFlag, Stopped
 from app.services.finetune import FineTune
 from app.services.models import MINIATURE_GUIDANCE, MINIATURE_SIDE, SRPO, Catalogue
 from app.services.pictures import PictureStore
-from app.services.requests import BadInput, Settings
+from app.services.public import Budget, Limits
+from app.services.requests import MAX_STEPS, BadInput, Settings
 from app.services.studies import Studies
 from app.state import Options
 
@@ -45,7 +46,8 @@ class Studio:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.catalogue = Catalogue(options)
-        self.device = Device(options.device)
+        self.limits = Limits.of(options, self.catalogue.native_side)
+        self.device = Device(options.device, Budget(options.can_sign_in) if options.is_public else None)
         self.jobs = Jobs()
         self.pictures = PictureStore()
         self.finetune = FineTune(options, self.device, self.pictures)
@@ -58,6 +60,11 @@ class Studio:
         self._thread: threading.Thread | None = None
         self._started_s = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def max_steps(self) -> int:
+        """What the page offers."""
+        return MAX_STEPS if self.limits is None else self.limits.steps
 
     @cached_property
     def plotly(self) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from app.services.requests import (
     MAX_GUIDANCE,
     MAX_PROMPT_CHARACTERS,
     MAX_SEEDS,
-    MAX_STEPS,
     PLAIN,
     SIZE_MULTIPLE,
     BadInput,
@@ -73,7 +73,7 @@ class Handlers:
         try:
             raw = dict(zip(SETTINGS, settings, strict=True)) | {"prompt": prompt, "left": left, "right": right}
             asked = parse(CompareRequest, raw | {"seed": session.choose_seed(seed_mode, seed)})
-            with self.studio.jobs.flag(visitor(request)) as stop:
+            with self.studio.jobs.flag(visitor(request), account(request)) as stop:
                 for view in compare(self.studio, asked, stop):
                     session.last_seed, session.offers = asked.seed, offers(view, asked)
                     if view.phase in WORKING:
@@ -100,7 +100,7 @@ class Handlers:
         try:
             raw = dict(zip(SETTINGS, (num_seeds, *settings[1:]), strict=True)) | {"prompts": lines, "models": models}
             asked = parse(GridRequest, raw | {"seed": session.choose_seed(seed_mode, seed)})
-            with self.studio.jobs.flag(visitor(request, "grid")) as stop:
+            with self.studio.jobs.flag(visitor(request, "grid"), account(request)) as stop:
                 for view in paint_grid(self.studio, asked, stop):
                     session.last_seed = asked.seed
                     if view.phase in WORKING:
@@ -227,6 +227,13 @@ def visitor(request: gr.Request, job: str = "compare") -> str:
     return f"{request.session_hash}/{job}"
 
 
+def account(request: gr.Request) -> str | None:
+    """The visitor's name on Hugging Face; None for one who has not signed in. (The cookie it lies in is signed.)"""
+    scope = getattr(getattr(request, "request", None), "scope", {})
+    found = scope.get("session", {}).get("oauth_info")
+    return found["userinfo"]["preferred_username"] if found and found.get("expires_at", 0) > time.time() else None
+
+
 def _busy(running: bool) -> tuple:
     """The start and the stop button while work runs, or while none does."""
     return gr.update(interactive=not running), gr.update(interactive=running)
@@ -303,7 +310,7 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
                 width = gr.Number(side, label="Width", step=SIZE_MULTIPLE, min_width=80, elem_id="width")
                 height = gr.Number(side, label="Height", step=SIZE_MULTIPLE, min_width=80, elem_id="height")
             num_seeds = gr.Slider(1, MAX_SEEDS, value=1, step=1, label="Number of seeds", elem_id="num-seeds")
-            steps = gr.Slider(1, MAX_STEPS, value=28, step=1, label="Steps", elem_id="steps")
+            steps = gr.Slider(1, studio.max_steps, value=28, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(0, MAX_GUIDANCE, value=3.5, step=0.1, label="Guidance", elem_id="guidance")
             dropped = gr.File(
                 label="Restore the settings of a picture",

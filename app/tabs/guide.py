@@ -28,7 +28,7 @@ from app.services.guide import (
 )
 from app.services.requests import BadInput
 from app.services.studio import Studio
-from app.tabs.compare import UNEXPECTED, WORKING, visitor
+from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Handlers:
         Its end is shown after it has left: whoever sees it can start again. `ready` gives the buttons back.
         """
         try:
-            with self.studio.jobs.flag(visitor(request, job)) as stop:
+            with self.studio.jobs.flag(visitor(request, job), account(request)) as stop:
                 for view in begin(stop):
                     if view.phase in WORKING:
                         yield figure_value(view), *_busy(True), *more(view)

@@ -46,9 +46,9 @@ from app.services.recovery_requests import (
     d_sigmas_of,
     levels_of,
 )
-from app.services.requests import MAX_GUIDANCE, MAX_STEPS, SIZE_MULTIPLE, BadInput, parse
+from app.services.requests import MAX_GUIDANCE, SIZE_MULTIPLE, BadInput, parse
 from app.services.studio import Studio
-from app.tabs.compare import UNEXPECTED, WORKING, visitor
+from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Handlers:
         """The outputs of each snapshot that `start` yields, then the buttons; a page does one thing at a time."""
         as_they_are = (gr.skip(),) * 4
         try:
-            with self.studio.jobs.flag(visitor(request, JOB)) as stop:
+            with self.studio.jobs.flag(visitor(request, JOB), account(request)) as stop:
                 for view in start(stop):
                     if view.phase in WORKING:
                         yield *show(view, False), *_busy(True)
@@ -290,7 +290,7 @@ def build(studio: Studio) -> None:
                     seed = gr.Number(0, label="Seed", step=1, min_width=80, elem_id="recover-seed")
                     width = gr.Number(side, label="Width", step=SIZE_MULTIPLE, min_width=80, elem_id="recover-width")
                     height = gr.Number(side, label="Height", step=SIZE_MULTIPLE, min_width=80, elem_id="recover-height")
-                steps = gr.Slider(1, MAX_STEPS, value=28, step=1, label="Steps", elem_id="recover-steps")
+                steps = gr.Slider(1, studio.max_steps, value=28, step=1, label="Steps", elem_id="recover-steps")
                 guidance = gr.Slider(0, MAX_GUIDANCE, value=3.5, step=0.1, label="Guidance", elem_id="recover-guidance")
             gr.HTML(RULE, elem_classes="hint", apply_default_css=False)
         with gr.Column(elem_id="recover-stage", min_width=320):

@@ -22,13 +22,13 @@ from app.components.words_verdicts import verdicts_value, words_verdicts
 from app.services import prompts
 from app.services.device import RULE
 from app.services.models import BASE, is_full_size
-from app.services.requests import MAX_SEEDS, MAX_STEPS, parse
+from app.services.requests import MAX_SEEDS, parse
 from app.services.studio import Studio
 from app.services.training_requests import lines_of, with_lines
 from app.services.word_preview import MAX_UPDATES, PreviewRequest, preview
 from app.services.word_sets import WordShelf, file_name, word_set, yaml_address
 from app.services.words import PER_WORD, PerceiveRequest, SeeRequest, perceived, see
-from app.tabs.compare import UNEXPECTED, WORKING, visitor
+from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
 from app.tabs.finetune import Form
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class Handlers:
     ) -> Iterator[tuple]:
         """(what is shown, start, Stop) at each step; bad input leaves what is shown as it was."""
         try:
-            with self.studio.jobs.flag(visitor(request, job)) as stop:
+            with self.studio.jobs.flag(visitor(request, job), account(request)) as stop:
                 for view in work(stop):
                     if view.phase in WORKING:
                         yield value(view), *_busy(True)
@@ -311,7 +311,7 @@ def build(studio: Studio) -> Parts:
                 )
                 seed = gr.Number(0, label="First seed", step=1, min_width=80, elem_id="see-seed")
                 see_steps = gr.Slider(
-                    1, MAX_STEPS, value=steps, step=1, label="Steps", elem_id="see-steps", min_width=120
+                    1, studio.max_steps, value=steps, step=1, label="Steps", elem_id="see-steps", min_width=120
                 )
             with gr.Row(elem_classes="words-go"):
                 label = do.cost(lines.value, num_seeds.value, None)
@@ -334,7 +334,7 @@ def build(studio: Studio) -> Parts:
                 )
                 check_seed = gr.Number(0, label="First seed", step=1, min_width=80, elem_id="check-seed")
                 check_steps = gr.Slider(
-                    1, MAX_STEPS, value=CHECK_STEPS, step=1, label="Steps", elem_id="check-steps", min_width=120
+                    1, studio.max_steps, value=CHECK_STEPS, step=1, label="Steps", elem_id="check-steps", min_width=120
                 )
             with gr.Row(elem_classes="words-go"):
                 check = gr.Button("Paint and check", variant="primary", elem_id="check-go", scale=0, min_width=300)

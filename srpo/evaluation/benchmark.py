@@ -77,14 +77,18 @@ def chunk_std(values: np.ndarray) -> float | None:
     return float(values.reshape(-1, CHUNK).mean(axis=1).std())
 
 
-def _means(tasks, judges, models, scores) -> Iterator[dict[str, Any]]:
+def _means(
+    tasks: Sequence[Task], judges: Sequence[Judge], models: Sequence[str], scores: Scores
+) -> Iterator[dict[str, Any]]:
     for judge, (style, picked), model in itertools.product(judges, _groups(tasks).items(), models):
         values = scores[judge.name][model][picked]
         found = _estimate(tasks, picked, values)
         yield {"reward": judge.name, "style": style, "model": model, **found, "chunk_std": chunk_std(values)}
 
 
-def _differences(tasks, judges, models, scores) -> Iterator[dict[str, Any]]:
+def _differences(
+    tasks: Sequence[Task], judges: Sequence[Judge], models: Sequence[str], scores: Scores
+) -> Iterator[dict[str, Any]]:
     """Every later model against every earlier one."""
     pairs = list(itertools.combinations(models, 2))
     for judge, (style, picked), (than, model) in itertools.product(judges, _groups(tasks).items(), pairs):

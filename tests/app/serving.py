@@ -43,9 +43,9 @@ def make_options(root: Path) -> Options:
 
 @contextmanager
 def served(
-    options: Options | None, log: Path, program: tuple[str, ...] = ("app.py",), **environment: str
+    options: Options | None, log: Path, program: tuple[str, ...] = ("app.py",), folder: Path = ROOT, **environment: str
 ) -> Iterator[tuple]:
-    """(address, process) of the app, started without any option where `options` is None.
+    """(address, process) of the app in that folder, started without any option where `options` is None.
 
     What it says goes to `log`. It must end well when it is asked to.
     """
@@ -54,7 +54,7 @@ def served(
         command += [*as_arguments(options), "--runs", str(options.runs), "--studies", str(options.studies)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
+            command, cwd=folder, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         while not (found := re.search(r"SRPO Studio is at (\S+)", log.read_text())):
