@@ -11,7 +11,9 @@ import gradio as gr
 HERE = Path(__file__).parent
 
 
-def component(name: str, /, *shared: str, fill: Mapping[str, str] | None = None, **kwargs: Any) -> gr.HTML:
+def component(
+    name: str, /, *shared: str, value: Any = None, fill: Mapping[str, str] | None = None, **kwargs: Any
+) -> gr.HTML:
     """The component of NAME.html and NAME.js; its value is {} until it is given one.
 
     shared: scripts that NAME.js builds upon, without their endings; component.js is always one. fill: what takes the
@@ -22,7 +24,7 @@ def component(name: str, /, *shared: str, fill: Mapping[str, str] | None = None,
     for key, text in (fill or {}).items():
         markup = markup.replace(f"<!-- {key} -->", text)
     script = "".join(read(f"{part}.js") for part in ("component", *shared, name))
-    return gr.HTML({}, html_template=markup, js_on_load=script, apply_default_css=False, **kwargs)
+    return gr.HTML(value or {}, html_template=markup, js_on_load=script, apply_default_css=False, **kwargs)
 
 
 def read(name: str) -> str:

@@ -24,6 +24,7 @@ function place(figure) {
   return node;
 }
 
+const touch = matchMedia("(hover: none)").matches; // there the tools would lie on the legend all the time
 let drawing = 0;
 async function draw() {
   const mine = ++drawing;
@@ -53,7 +54,7 @@ async function draw() {
       hoverlabel: { bgcolor: "var(--paper)", bordercolor: "var(--line)", font: { color: "var(--ink)" } },
       xaxis: { ...figure.layout.xaxis, ...axis }, yaxis: { ...figure.layout.yaxis, ...axis, zeroline: false } };
     await Plotly.react(nodes[index].children[1], coloured(figure.data, style), coloured(layout, style),
-      { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+      { displaylogo: false, displayModeBar: touch ? false : "hover", responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   }
   $(".study-figures").dataset.drawn = String(figures.length);
 }

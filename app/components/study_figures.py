@@ -37,10 +37,11 @@ def figures_value(plan: Plan, found: Analysis, plotly: Path) -> dict[str, Any]:
     for criteria in _together(plan):
         if pairs := [pair for pair in everything if pair.criterion in criteria]:
             of = f": {criterion_title(plan, criteria[0])}" if len(criteria) < len(plan.criteria) else ""
-            title = f"Win rates{of} (95 % intervals; a prompt is one observation)"
+            known = any(pair.without_ties.is_enough for pair in pairs)
+            of += " (95 % intervals; a prompt is one observation)" if known else ": too few prompts for intervals"
             says = " ".join(pair.sentence for pair in pairs)
             axis = win_rate_axis(plan, pairs)
-            figures.append(_figure(f"wins-{criteria[0]}", title, says, axis, win_rates(plan, pairs)))
+            figures.append(_figure(f"wins-{criteria[0]}", f"Win rates{of}", says, axis, win_rates(plan, pairs)))
     for ranking in found.rankings:
         title = f"Bradley-Terry strengths: {criterion_title(plan, ranking.criterion)}"
         order = ", ".join(plan.models[strength.model].label for strength in ranking.strengths)

@@ -5,16 +5,17 @@ function receive() {
   $(".study-link").hidden = !path;
   if (!path) return;
   const address = new URL(path, document.baseURI).href;
-  $("code").textContent = address;
+  $("div > code").textContent = address;
+  $(".local").hidden = !/^(localhost|127\.|\[::1\])/.test(new URL(address).hostname);
   $("a").href = address;
 }
 
 $(".copy").addEventListener("click", async () => {
   let said = "Copied";
   try {
-    await navigator.clipboard.writeText($("code").textContent);
+    await navigator.clipboard.writeText($("div > code").textContent);
   } catch (error) { // no clipboard without https, or without leave: the address is selected for the keyboard
-    getSelection().selectAllChildren($("code"));
+    getSelection().selectAllChildren($("div > code"));
     said = "Press Ctrl + C";
   }
   $(".copy").textContent = said;

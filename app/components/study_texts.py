@@ -10,7 +10,7 @@ from app.services.study_quick import Tally
 from app.services.study_view import Live, Seat
 from srpo.studies.analysis import Analysis, Results
 from srpo.studies.criteria import LEVELS, OVERALL, STANDARD
-from srpo.studies.estimates import Estimate
+from srpo.studies.estimates import MIN_PROMPTS, Estimate
 from srpo.studies.report import (
     criterion_title,
     design_html,
@@ -162,12 +162,20 @@ def _ratings_said(plan: Plan, shown: Analysis) -> list[str]:
     def gain(estimate: Estimate | None) -> str:
         return "" if estimate is None else f", {interval(estimate)} more than {plan.models[0].label} by prompt"
 
-    return [
+    overall = [result for result in shown.ratings if result.criterion == OVERALL]
+    if not overall:
+        return ["No votes were given, so there is nothing to say."]
+    said = [
         f"{plan.label(result.model)}: {interval(result.shares[LEVELS[0]])} {LEVELS[0]} overall"
         f"{gain(result.excellent_gain)}."
-        for result in shown.ratings
-        if result.criterion == OVERALL
-    ] or ["No votes were given, so there is nothing to say."]
+        for result in overall
+    ]
+    rated = min(result.shares[LEVELS[0]].prompts for result in overall)
+    if rated < MIN_PROMPTS:
+        said.append(
+            f"Not enough to compare them: {rated} of the at least {MIN_PROMPTS} prompts that an interval takes."
+        )
+    return said
 
 
 def _fragile(plan: Plan, shown: Analysis) -> list[str]:

@@ -32,6 +32,7 @@ from srpo.rewards.catalogue import resolved
 from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
 
+HELD_OUT = "test"  # the set of prompts for measuring: it is not offered for training
 PROMPT_FOLDER = "prompts"  # below the runs: own prompts, by their hash
 TRACKING_NAME = "tracking.txt"  # in a run: what it is handed on to, and what the followers said
 MAX_LISTED = 500  # runs in the picker
@@ -122,8 +123,14 @@ class FineTune:
     def prompt_sets(self) -> list[tuple[str, Path]]:
         """(label, file) of the prompts that come with the app and fit its model; a label ends in their number."""
         root = paths.REPOSITORY / "assets" / "prompts" if is_full_size(self.options.model) else paths.ROOT / "prompts"
-        files = sorted(file for file in root.glob("*.txt") if file.stem != "test")  # those are for measuring
-        return [(f"{file.stem} ({len(file.read_text(encoding='utf-8').splitlines())})", file) for file in files]
+        files = sorted(file for file in root.glob("*.txt") if file.stem != HELD_OUT)
+        return [(_set_label(file), file) for file in files]
+
+    def prompt_sets_to_measure(self) -> list[tuple[str, Path]]:
+        """(label, file) of the same sets, and before them the one that no run here trains on, where there is one."""
+        sets = self.prompt_sets()
+        held_out = [file.with_name(f"{HELD_OUT}.txt") for _, file in sets[:1]]
+        return [(_set_label(file), file) for file in held_out if file.is_file()] + sets
 
     def prompts_of(self, path: str) -> tuple[Path | None, str]:
         """(the built-in set to take for it, or None; else the text of prompts that were once written here).
@@ -541,3 +548,9 @@ def _same_samples(films: Mapping[str, Film]) -> tuple[Samples | None, str]:
     )
     heads = tuple(f"{name}, update {film.updates[chosen[name]]}" for name, film in films.items())
     return Samples(heads, rows, first.ratio), ""
+
+
+def _set_label(file: Path) -> str:
+    """The name of a built-in set of prompts, and how many it has."""
+    held_out = ", held out" if file.stem == HELD_OUT else ""
+    return f"{file.stem}{held_out} ({len(file.read_text(encoding='utf-8').splitlines())})"

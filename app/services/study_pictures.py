@@ -184,7 +184,7 @@ def _bring(studio: Studio, study: Study, sources: Sources, view: Grid, stop: Sto
     plan = study.plan
     if set(sources.folders) != {model.key for model in plan.models}:
         raise BadInput("Nobody knows any more where these pictures lie: edit the plan, name the folders and save it.")
-    gathered = yield from narrate(view, gathered_pictures(sources, stop))
+    gathered = yield from narrate(view, gathered_pictures(sources, stop, [model.label for model in plan.models]))
     if (gathered.prompts, gathered.seeds) != (plan.prompts, plan.seeds):
         raise BadInput("The folders are not what they were when the plan was saved: edit the plan and save it anew.")
     began_s, before = time.monotonic(), len(stock(studio, study).there)

@@ -22,7 +22,7 @@ from app.services.requests import BadInput, ModelName, Settings, between, parse,
 from app.services.studio import Studio
 from app.services.training_requests import read_prompt_file
 from srpo.runs.atomic import write_text
-from srpo.studies.criteria import OVERALL, STANDARD, Criterion
+from srpo.studies.criteria import OVERALL, PAPER, STANDARD, Criterion
 from srpo.studies.images import Gathered, gather
 from srpo.studies.schema import MAX_MODELS, MAX_PROMPTS, MAX_TRIALS, Model, Plan, Prompt
 from srpo.studies.store import Study, Unavailable
@@ -116,6 +116,16 @@ def criteria_offered() -> list[tuple[str, str]]:
     return [(known.title, known.key) for known in STANDARD]
 
 
+def criteria_chosen(mode: str, chosen: Sequence[str] | None) -> list[str]:
+    """Those of the chosen criteria that the mode asks about: ratings derive the Overall, from the paper's criteria
+    where it was chosen alone.
+    """
+    keys = list(chosen or ())
+    if mode != "rating" or OVERALL not in keys:
+        return keys
+    return [key for key in keys if key != OVERALL] or [known.key for known in PAPER]
+
+
 def prompt_lines(tune: FineTune, source: str | None, path: str | None, typed: str | None) -> str:
     """The text of the prompts that were chosen: a built-in set, an own file, or what was typed. BadInput for none."""
     if source == TYPED:
@@ -124,7 +134,7 @@ def prompt_lines(tune: FineTune, source: str | None, path: str | None, typed: st
         if not path:
             raise BadInput("No prompt file was chosen: choose one, or take other prompts.")
         return read_prompt_file(path)
-    sets = {str(file): file for _, file in tune.prompt_sets()}
+    sets = {str(file): file for _, file in tune.prompt_sets_to_measure()}
     if source not in sets:
         raise BadInput("These prompts are not among the ones offered: choose again.")
     return sets[source].read_text(encoding="utf-8")
@@ -180,7 +190,7 @@ def save_plan(
     gathered = None
     if request.source == "bring":
         sources = _folders(brought, table)
-        gathered = yield from gathered_pictures(sources, stop)
+        gathered = yield from gathered_pictures(sources, stop, [folder.label for folder in brought])
     else:
         sources = Sources(weights={model.key: path for model, path in _models(studio, request) if path})
     plan = plan_of(studio, request, gathered, [folder.label for folder in brought])
@@ -201,8 +211,11 @@ def save_plan(
     return study
 
 
-def gathered_pictures(sources: Sources, stop: StopFlag) -> Generator[str, None, Gathered]:
-    """Messages while the pictures are read; returns what they show. BadInput where they do not fit together."""
+def gathered_pictures(sources: Sources, stop: StopFlag, labels: Sequence[str]) -> Generator[str, None, Gathered]:
+    """Messages while the pictures are read; returns what they show. BadInput where they do not fit together.
+
+    labels: the models' names, by which the visitor knows the folders.
+    """
     places = {
         key: Path(place) if isinstance(place, str) else [Path(file) for file in place]
         for key, place in sources.folders.items()
@@ -216,7 +229,10 @@ def gathered_pictures(sources: Sources, stop: StopFlag) -> Generator[str, None, 
     except StopIteration as end:
         return end.value
     except (ValueError, OSError) as error:
-        raise BadInput(sentence(error)) from None
+        said = sentence(error)
+        for key, label in zip(places, labels, strict=True):
+            said = said.replace(key, label)
+        raise BadInput(said) from None
 
 
 def form_of(studio: Studio, study: Study) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def _size(plan: Plan) -> str:
 
 def _trials(plan: Plan) -> str:
     minutes = max(1, round(plan.num_trials * LOOK_S * len(plan.criteria) / 60))
-    more = [f"{plan.num_repeats} repeats"] * bool(plan.num_repeats) + [f"{plan.num_gold} gold"] * bool(plan.num_gold)
+    more = [_count(plan.num_repeats, "repeat")] * bool(plan.num_repeats) + [f"{plan.num_gold} gold"] * bool(
+        plan.num_gold
+    )
     of = f" ({' + '.join([str(plan.num_main), *more])})" if more else ""
     return (
         f"A rater sees {plan.num_trials:,}{of}, about {_count(minutes, 'minute')}; it takes "

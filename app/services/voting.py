@@ -124,6 +124,7 @@ class Invitation:
     criteria: tuple[Criterion, ...]
     trials: int
     open: bool
+    ended: bool  # for good
     message: str  # a sentence, where the study is not open
 
 
@@ -194,6 +195,7 @@ class Voting:
             plan.criteria,
             plan.num_trials,
             found.state == "open",
+            found.state == "closed",
             said.get(found.state, ""),
         )
 

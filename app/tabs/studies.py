@@ -17,7 +17,7 @@ from app.components.grid_table import grid_table, strip_value
 from app.components.note import note_html
 from app.components.stage import error_value
 from app.components.study_figures import figures_value, study_figures
-from app.components.study_head import head_value, new_value, study_head
+from app.components.study_head import head_value, invitation_value, new_value, study_head
 from app.components.study_link import link_value, study_link
 from app.components.study_list import list_value, study_list
 from app.components.study_texts import (
@@ -42,6 +42,7 @@ from app.services.study_plans import (
     OWN_FILE,
     TYPED,
     brought_from,
+    criteria_chosen,
     criteria_offered,
     form_of,
     plan_of,
@@ -165,7 +166,7 @@ class Handlers:
             list=list_value(rows, looking.study), sure=gr.update(visible=False), timer=gr.Timer(active=False)
         )
         if looking.study is None:
-            head = new_value() if looking.is_editing else {}
+            head = new_value() if looking.is_editing else invitation_value()
             return live._replace(head=head, **_visible("form" if looking.is_editing else None))
         study = self.book.study(looking.study)
         steps, is_in = self.book.steps(study), self.book.step_of(study)
@@ -230,10 +231,12 @@ class Handlers:
             study = self.book.study(looking.study)
             if study.state != "open":  # ended elsewhere
                 return self._said(looking, lambda: "")
-            live = voting_html(study, self.book.live(study)), seats_html(self.book.seats(study))
-            if looking.turn != turn:
-                return gr.skip(), *NOTHING_NEW
-            return gr.skip(), *NOTHING_NEW._replace(live=live[0], seats=live[1])
+            live = NOTHING_NEW._replace(
+                list=list_value(self.book.rows(), study.id),
+                live=voting_html(study, self.book.live(study)),
+                seats=seats_html(self.book.seats(study)),
+            )
+            return gr.skip(), *(live if looking.turn == turn else NOTHING_NEW)
         except ValueError as error:
             return note_html(str(error), "failed"), *NOTHING_NEW._replace(timer=gr.Timer(active=False))
 
@@ -311,15 +314,22 @@ class Handlers:
         num_seeds = asked.settings.num_seeds if asked.settings else 1
         return power_html(power_without_plan(asked.votes_per_item * num_seeds), problem)
 
-    def kinds(self, source: str, prompt_source: str | None, mode: str) -> tuple:
-        """(own models, brought pictures, prompt file, typed prompts, the stop): the fields that the choices need."""
-        makes = source != "bring"
+    def kinds(self, source: str, prompt_source: str | None, mode: str, criteria: list[str] | None) -> tuple:
+        """(own models, brought pictures, prompt file, typed prompts, the stop, criteria, numbers of votes, of trials
+        and of gold): the fields that the choices need.
+        """
+        makes, shown = source != "bring", "picture" if mode == "rating" else "pair"
+        asked = criteria_chosen(mode, criteria)
         return (
             gr.update(visible=makes),
             gr.update(visible=not makes),
             gr.update(visible=prompt_source == OWN_FILE),
             gr.update(visible=prompt_source == TYPED),
             gr.update(interactive=False, value="fixed") if mode == "rating" else gr.update(interactive=True),
+            gr.skip() if asked == criteria else gr.update(value=asked),
+            gr.update(label=f"Votes on each {shown}"),
+            gr.update(label=f"{shown.capitalize()}s per rater (0: all)"),
+            gr.update(label=f"Gold {shown}s, %"),
         )
 
     def model_choices(self) -> Any:
@@ -342,7 +352,7 @@ class Handlers:
         """The fields of a new plan."""
         side = self.studio.catalogue.native_side
         known = [model.id for model in self.studio.catalogue.models()]
-        sets = self.studio.finetune.prompt_sets()
+        sets = self.studio.finetune.prompt_sets_to_measure()
         empty = dict.fromkeys(FIELDS)
         return empty | {
             **{"title": "", "instructions": "", "source": "make", "prompts": "", "own_criteria": ""},
@@ -505,7 +515,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     do = Handlers(studio)
     first = do.first_form()
     fields: dict[str, Any] = {}
-    sources = [(label, str(file)) for label, file in studio.finetune.prompt_sets()]
+    sources = [(label, str(file)) for label, file in studio.finetune.prompt_sets_to_measure()]
     sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
 
     def value(name: str) -> dict[str, Any]:
@@ -530,7 +540,8 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
                 folder = gr.Textbox(label="Or the path of its folder", max_lines=1, elem_id="study-import-folder")
                 back = gr.Button("Bring it back", elem_id="study-bring-back")
         with gr.Column(elem_id="study-stage", elem_classes="pane", min_width=320):
-            head = study_head(elem_id="study-head")
+            # Until the page knows what studies there are.
+            head = study_head(value=invitation_value(), elem_id="study-head")
             note = gr.HTML(elem_id="study-note", apply_default_css=False)
             with gr.Column(visible=False, elem_id="study-form") as form:
                 with gr.Row(equal_height=False, elem_classes="study-columns"):
@@ -617,6 +628,8 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     new.click(do.new, looking, [note, *panes, *asked], **press)
     edit.click(do.edit, looking, [note, *panes, *asked], **press)
     cancel.click(do.cancel, looking, [note, *panes], **press)
+    # What was said below a form or an export is about one study: it does not stay for the next.
+    gr.on([listed.select, new.click, edit.click, back.click], lambda: ("", ""), outputs=[saved, exported], **press)
     # "once": the second press of a double click must not save a second study.
     save.click(do.save, [looking, *asked], [saved, *panes], **work | {"trigger_mode": "once"})
     gr.on([field.change for field in asked if not isinstance(field, gr.File)], do.outline, asked, power, **follow)
@@ -624,8 +637,11 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     gr.on(
         [fields[name].change for name in ("source", "prompt_source", "mode")],
         do.kinds,
-        [fields[name] for name in ("source", "prompt_source", "mode")],
-        [makes, brings, fields["prompt_file"], fields["prompts"], fields["stop"]],
+        [fields[name] for name in ("source", "prompt_source", "mode", "criteria")],
+        [
+            *(makes, brings, fields["prompt_file"], fields["prompts"], fields["stop"], fields["criteria"]),
+            *(fields[name] for name in ("votes_per_item", "trials_per_rater", "gold")),
+        ],
         **follow,
     )
     fields["models"].focus(do.model_choices, outputs=fields["models"], **press)
@@ -651,7 +667,13 @@ def _what_is_compared(
     brought, and the button that ends the reading of the latter.
     """
     gr.HTML("<h3>What is compared</h3>", apply_default_css=False)
-    fields["title"] = gr.Textbox(label="Title", max_lines=1, placeholder="What do you want to know?", **value("title"))
+    fields["title"] = gr.Textbox(
+        label="Title",
+        info="Raters read it: a name of a model in it tells them what is compared.",
+        max_lines=1,
+        placeholder="What do you want to know?",
+        **value("title"),
+    )
     fields["source"] = gr.Radio(
         [("Make the pictures here", "make"), ("Bring finished pictures", "bring")],
         label="Pictures",
@@ -742,7 +764,7 @@ def _what_is_asked(fields: dict[str, Any], value: Callable[[str], dict[str, Any]
     fields["criteria"] = gr.CheckboxGroup(
         criteria_offered(),
         label="Criteria",
-        info="Each is asked about every pair, so more of them cost time. The first one decides a sequential study.",
+        info="Each is asked every time, so more of them cost time. The first one decides a sequential study.",
         **value("criteria"),
     )
     gr.HTML(rubrics_html(), elem_classes="study-rubrics", apply_default_css=False)

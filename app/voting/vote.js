@@ -445,7 +445,7 @@ function drawSteps() {
 function drawEnd() {
   show("end");
   const counted = rater.done === rater.total ? `All ${rater.total} of your votes are stored, and each counts once.`
-    : `${plural(rater.done, "vote")} of yours ${rater.done === 1 ? "is" : "are"} stored, and counted once.`;
+    : rater.done ? `${plural(rater.done, "vote")} of yours ${rater.done === 1 ? "is" : "are"} stored, and counted once.` : "No vote of yours is stored.";
   $("#end-text").textContent = over ? `${over} ${counted}` : `You have answered everything. ${counted}`;
   $("#end-undo").hidden = Boolean(over) || !rater.last;
 }
@@ -509,6 +509,7 @@ async function open() {
   if (!about.open) {
     $("#problem h1").textContent = about.title;
     $("#problem-text").textContent = about.message;
+    $("#again").hidden = about.ended;
     return show("problem");
   }
   rater.code = kept.read(codeKey) || "";

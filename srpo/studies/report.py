@@ -239,16 +239,10 @@ def summary_lines(plan: Plan, found: Analysis) -> list[str]:
         if pair.category is None
     ]
     return [
-        f"{_counted(found.votes, 'vote')} by {_counted(found.raters, 'rater')} on "
-        f"{_counted(len(plan.prompts), 'prompt')}; {found.items_complete:,} of {found.items:,} items have all "
-        "their votes.",
+        f"{_count(found.votes, 'vote')} by {_count(found.raters, 'rater')} on {_count(len(plan.prompts), 'prompt')}; "
+        f"{found.items_complete:,} of {found.items:,} items have all their votes.",
         *told,
     ]
-
-
-def _counted(number: int, thing: str) -> str:
-    """ "1 vote", "12 votes"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _results(plan: Plan, found: Analysis, key: str) -> list[str]:
@@ -395,7 +389,7 @@ def design_html(plan: Plan) -> str:
         ),
         ("Seeds", escape(", ".join(map(str, plan.seeds)))),
         ("Settings of the pictures, on all sides", escape(", ".join(f"{k}: {v}" for k, v in plan.settings.items()))),
-        ("Trials of a rater", f"{plan.num_main} + {plan.num_repeats} repeats + {plan.num_gold} gold pairs"),
+        ("Trials of a rater", f"{plan.num_main} + {_count(plan.num_repeats, 'repeat')} + {plan.num_gold} gold"),
         ("Ends with", stop),
         (
             "Smallest win rate of interest",
@@ -439,6 +433,10 @@ def _methods(plan: Plan) -> str:
             "Fail."
         )
     return f"<h2>How it was computed</h2>{_list(lines)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -59,7 +59,9 @@ def opened(do, request_of):  # noqa: F811
 
 def test_the_whole_way_of_a_study(do, request_of, tmp_path):  # noqa: F811
     request, looking = request_of(), Looking()
-    assert visible(panes_of(do.look(looking))) == []
+    panes = panes_of(do.look(looking))
+    assert visible(panes) == [] and "New study" in panes.head["about"]  # the empty place says what to do
+    assert not any(step["is_open"] for step in panes.head["steps"])
     new = do.new(looking)
     assert visible(panes_of(new)) == ["form"] and len(new) == 1 + len(Panes._fields) + len(FIELDS)
 
@@ -81,6 +83,7 @@ def test_the_whole_way_of_a_study(do, request_of, tmp_path):  # noqa: F811
 
     given = vote_all(do.book.store, looking.study)
     panes = panes_of(do.tick(looking))
+    assert panes.list["rows"][0]["votes"] == 6  # the list counts as well
     assert f'data-votes="{6}"' in panes.live and "no more votes are needed" in panes.live
     for rater in do.book.store.raters(looking.study):
         assert rater.code in panes.seats
@@ -269,6 +272,7 @@ PLANS = {
     "three": example_plan(prompts=15, models=3, seeds=2),
     "sequential": example_plan(prompts=30, stop=SequentialStop(votes_per_item=2)),
     "rating": example_plan(prompts=12, models=3, mode="rating", criteria=PAPER),
+    "few ratings": example_plan(prompts=4, mode="rating", criteria=PAPER),
     "few": example_plan(prompts=4, stop=FixedStop(votes_per_item=2)),
     "evil": example_plan(
         [f"{EVIL} {number}" for number in range(12)],
@@ -293,8 +297,15 @@ def test_results_of_every_kind_are_shown_and_texts_are_only_text(do, name, which
     assert visible(panes) == ["results"]
     keys = [figure["key"] for figure in panes.figures["figures"]]
     rated = [f"ratings-{criterion.key}" for criterion in (*PAPER, WHOLE)]
-    expected = {"three": ["wins-overall", "rank-overall"], "rating": rated, "pairs": ["wins-alignment"]}
+    expected = {
+        "three": ["wins-overall", "rank-overall"],
+        "rating": rated,
+        "few ratings": rated,
+        "pairs": ["wins-alignment"],
+    }
     assert keys == expected.get(name, ["wins-overall"])
+    assert ("too few prompts for intervals" in panes.figures["figures"][0]["title"]) == (name == "few")
+    assert ("Not enough to compare them: 4 of the at least 10 prompts" in panes.story) == (name == "few ratings")
     assert not tags_of(panes.story, panes.tables) & {"script", "img", "onerror"}
     for figure in panes.figures["figures"]:  # Plotly reads some HTML in these; the rest is put in as text
         assert "<script>" not in json.dumps([figure["data"], figure["layout"]])
@@ -318,11 +329,17 @@ def test_the_outline_follows_the_form(do):  # noqa: F811
 
 
 def test_the_fields_follow_the_choices(do):  # noqa: F811
-    makes, brings, file, typed, stop = do.kinds("make", "typed here", "pairwise")
+    makes, brings, file, typed, stop, criteria, *labels = do.kinds("make", "typed here", "pairwise", ["overall"])
     assert (makes["visible"], brings["visible"], file["visible"], typed["visible"]) == (True, False, False, True)
-    assert stop["interactive"]
-    makes, brings, _, _, stop = do.kinds("bring", None, "rating")
+    assert stop["interactive"] and criteria == gr.skip()
+    assert [label["label"] for label in labels] == ["Votes on each pair", "Pairs per rater (0: all)", "Gold pairs, %"]
+    makes, brings, _, _, stop, criteria, *labels = do.kinds("bring", None, "rating", ["overall"])
     assert (makes["visible"], brings["visible"], stop["interactive"], stop["value"]) == (False, True, False, "fixed")
+    assert labels[0]["label"] == "Votes on each picture"
+    # The Overall of ratings is derived: whoever had chosen it alone gets the criteria that it is derived from.
+    assert criteria["value"] == [known.key for known in PAPER]
+    *_, criteria, _, _, _ = do.kinds("bring", None, "rating", ["overall", "detail"])
+    assert criteria["value"] == ["detail"]
 
 
 def test_the_timer_rests_while_another_tab_is_shown(do):  # noqa: F811

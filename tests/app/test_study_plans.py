@@ -120,7 +120,9 @@ def test_what_does_not_fit_is_one_sentence_and_stores_nothing(do, change, says):
 
 def test_prompts_come_from_a_set_a_file_or_what_was_typed(do, tmp_path):
     tune = do.studio.finetune
-    (_, first), *_ = tune.prompt_sets()
+    (label, first), *trained = tune.prompt_sets_to_measure()
+    # A study measures: it offers first what no run trains on, and training does not offer that.
+    assert first.name == "test.txt" and label.startswith("test, held out") and trained == tune.prompt_sets()
     assert prompt_lines(tune, str(first), None, None) == first.read_text(encoding="utf-8")
     assert len(plan(do, prompt_source=str(first), take=5).prompts) == 5
     (tmp_path / "own.txt").write_text("a ball\n\n a  house \n")
@@ -209,7 +211,7 @@ def test_uploaded_files_with_a_table_are_as_good_as_folders(do, folders):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda root: (root / "two" / "3.png").unlink(), "two lacks 3|folder:2 lacks 3"),
+        (lambda root: (root / "two" / "3.png").unlink(), "two lacks 3"),
         (lambda root: (root / "two" / "3.png").write_bytes(b"no picture"), "3.png cannot be read"),
         (lambda root: Image.new("RGB", (8, 8)).save(root / "two" / "3.png"), "3 is 8 x 8 and 40 x 32"),
         (lambda root: (root / "one" / "prompts.csv").unlink(), "Nothing says what the pictures show"),

@@ -80,7 +80,17 @@ def test_an_invitation_says_what_is_asked_and_nothing_of_the_models(client, stud
     assert (content["title"], content["trials"], content["open"]) == (plan.title, plan.num_trials, True)
     assert [asked["question"] for asked in content["criteria"]] == [asked.question for asked in STANDARD]
     assert content["choices"] == ["left", "right", "tie", "both bad"]
-    assert set(content) == {"title", "instructions", "mode", "choices", "criteria", "trials", "open", "message"}
+    assert set(content) == {
+        "title",
+        "instructions",
+        "mode",
+        "choices",
+        "criteria",
+        "trials",
+        "open",
+        "ended",
+        "message",
+    }
     assert "model" not in told.text.lower() and "steps" not in told.text
 
 

@@ -43,15 +43,20 @@ def open_tab(page, name):
         page.locator(".overflow-dropdown button", has_text=name).click()
 
 
-def open_panel(page, button, first):
-    """Opens a panel or a tab by its button, until `first`, a field in it, can be typed into.
+def settle_fields(page):
+    """Waits until the fields of what has just opened can be typed into.
 
-    Gradio gives the fields of whatever opens their values once more, a frame after it has drawn them for the first
-    time: what is typed before that is lost.
+    Gradio gives them their values once more, a frame after it has drawn them for the first time: what is typed before
+    that is lost.
     """
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def open_panel(page, button, first):
+    """Opens a panel or a tab by its button, until `first`, a field in it, can be typed into."""
     button.click()
     first.wait_for()
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle_fields(page)
 
 
 def show_curves(page, selector):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from srpo.evaluation.sheets import KEY
-from tests.browser.pages import open_tab, pixel_width, show_curves
+from tests.browser.pages import open_tab, pixel_width, settle_fields, show_curves
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -15,12 +15,15 @@ pytestmark = pytest.mark.browser
 def open_recoveries(page):
     open_tab(page, "Recoveries")
     page.locator("#recover").wait_for()
+    settle_fields(page)
 
 
 def set_numbers(page, **values):
     """Types numbers into fields of the tab: `steps=2, noises=3`; those that are folded away are opened first."""
     if not page.locator("#recover-seed input").is_visible():
         page.locator("#recover-more > button").click()
+        page.locator("#recover-seed input").wait_for()
+        settle_fields(page)
     for name, value in values.items():
         field = page.locator(f"#recover-{name.replace('_', '-')} input[type=number]")
         field.fill(str(value))
