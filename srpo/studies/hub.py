@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srpo.runs.atomic import write_file
-from srpo.studies.images import DATE_S
+from srpo.studies.images import DATE_S, FILE_NAME
 from srpo.studies.store import COPIED, Row, Store
 from srpo.studies.tables import pictures, quick_votes
 
@@ -206,7 +206,7 @@ class Hub:
 
     def _bring_picture(self, place: Path, values: dict[str, Any]) -> None:
         """Puts a downloaded picture to where it is served from. ValueError for one that is missing or was changed."""
-        if not re.fullmatch(r"[0-9a-f]{32}\.png", str(values["file"])) or not re.fullmatch(
+        if not re.fullmatch(FILE_NAME, str(values["file"])) or not re.fullmatch(
             r"[\w-]{1,64}", str(values["study"]), re.ASCII
         ):
             raise ValueError("A picture in the dataset has a name that is none of this program's.")
