@@ -185,11 +185,17 @@ class Hub:
         for study in self._store.studies():
             if study.state == "preparing" or study.id in self._finished:
                 continue
-            changed = [row for row in self._store.rows(study.id) if self._known.get(_key(*row)) != _line(*row)]
+            rows = self._store.rows(study.id)
+            if study.state == "closed":  # brought back from an export, it has no pictures, and never will
+                rows = [row for row in rows if row[0] != pictures.name or self._is_here(row[1])]
+            changed = [row for row in rows if self._known.get(_key(*row)) != _line(*row)]
             if study.state == "closed" and not changed:
                 self._finished.add(study.id)
             yield from changed
         yield from (row for row in self._store.quick_rows() if _key(*row) not in self._known)
+
+    def _is_here(self, picture: dict[str, Any]) -> bool:
+        return (self._folder(picture["study"]) / picture["file"]).exists()
 
     def _commit_pictures(self) -> None:
         """Commits what the dataset lacks, in parts: a part that got there is not sent again."""
