@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +26,7 @@ from app.services.training_requests import read_prompt_file
 from srpo.runs.atomic import write_text
 from srpo.studies.criteria import OVERALL, PAPER, STANDARD, Criterion
 from srpo.studies.images import Gathered, gather
-from srpo.studies.schema import MAX_MODELS, MAX_PROMPTS, MAX_TRIALS, Model, Plan, Prompt
+from srpo.studies.schema import MAX_MODELS, MAX_PROMPTS, MAX_SCHEDULE_SEED, MAX_TRIALS, Model, Plan, Prompt
 from srpo.studies.store import Study, Unavailable
 
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
@@ -141,11 +143,17 @@ def prompt_lines(tune: FineTune, source: str | None, path: str | None, typed: st
 
 
 def plan_of(
-    studio: Studio, request: StudyRequest, gathered: Gathered | None = None, labels: Sequence[str] = ()
+    studio: Studio,
+    request: StudyRequest,
+    gathered: Gathered | None = None,
+    labels: Sequence[str] = (),
+    *,
+    schedule_seed: int = 0,
 ) -> Plan:
     """The plan that the request describes. BadInput, one sentence, for whatever does not fit.
 
     gathered, labels: what the pictures that were brought show, and the names of their models.
+    schedule_seed: of the order and the sides.
     """
     if request.source == "make":
         models = [model for model, _ in _models(studio, request)]
@@ -173,7 +181,7 @@ def plan_of(
             "stop": stop,
             "filters": {name: getattr(request, name) for name in ("min_gold", "min_repeats", "min_dwell_s")},
             "smallest_win_rate": request.smallest_win_rate,
-            "seed": request.settings.seed if request.settings else 0,
+            "seed": schedule_seed,
         },
     )
 
@@ -193,7 +201,10 @@ def save_plan(
         gathered = yield from gathered_pictures(sources, stop, [folder.label for folder in brought])
     else:
         sources = Sources(weights={model.key: path for model, path in _models(studio, request) if path})
-    plan = plan_of(studio, request, gathered, [folder.label for folder in brought])
+    planned = partial(plan_of, studio, request, gathered, [folder.label for folder in brought])
+    # Most of a form is as it came, so a rater can guess it; and the order and the sides follow from the whole plan.
+    # Every plan that is stored has a secret part, therefore.
+    plan = planned(schedule_seed=secrets.randbelow(MAX_SCHEDULE_SEED + 1))
     if request.settings is not None:
         _require_drawable(studio, plan, request.settings)
     try:
@@ -201,7 +212,7 @@ def save_plan(
             study = store.create(plan)
         else:
             study = store.study(identity)
-            if plan.sha256 != study.sha256:
+            if planned(schedule_seed=study.plan.seed).sha256 != study.sha256:
                 study = store.revise(identity, plan)
             elif sources == read_sources(studio, identity) or study.state != "preparing":
                 raise BadInput("Nothing has changed, so the plan stays as it is.")

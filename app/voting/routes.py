@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -110,8 +111,11 @@ async def _page(request: Request) -> Response:
 
 
 async def _without_slash(request: Request) -> Response:
-    """The page's one address, said relatively: behind a proxy this app knows neither its name nor its scheme."""
-    return Response(status_code=307, headers=HEADERS | {"Location": f"../{request.path_params['study']}"})
+    """The page's one address, said relatively: behind a proxy this app knows neither its name nor its scheme.
+
+    The name is anything that was sent, and a header holds no line break and no letter beyond Latin-1.
+    """
+    return Response(status_code=307, headers=HEADERS | {"Location": f"../{quote(request.path_params['study'], '')}"})
 
 
 async def _file(request: Request) -> Response:

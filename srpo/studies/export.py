@@ -20,7 +20,12 @@ import hashlib
 import importlib.util
 import io
 import json
+import lzma
+import re
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +33,7 @@ from typing import Any
 
 from srpo.runs.atomic import write_file, write_folder
 from srpo.studies.analysis import Results, results
+from srpo.studies.images import FILE_NAME
 from srpo.studies.report import report_html
 from srpo.studies.schedule import Shown, pictures, schedule
 from srpo.studies.schema import Plan
@@ -36,8 +42,11 @@ from srpo.studies.votes import Vote, check_answers, check_dwell
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_SIDE = 100_000  # pixels of a picture, as a fence
 MAX_FILE_BYTES = 256 * 2**20  # of one file of an import
 NEEDED = ("plan.json", "votes.jsonl", "pictures.jsonl")  # by an import
+# What unpacking raises for a damaged archive, beside BadZipFile and OSError: encrypted, of another version, cut.
+UNZIPPABLE = (RuntimeError, EOFError, OverflowError, zlib.error, lzma.LZMAError, struct.error)
 FORMULA = tuple("=+-@\t\r\n|%＝＋－＠")  # a cell that begins so is run by one spreadsheet or another
 
 
@@ -242,15 +251,24 @@ def _reader(path: Path) -> Callable[[str], bytes]:
     if path.is_dir():
 
         def read(name: str) -> bytes:
-            if (path / name).stat().st_size > MAX_FILE_BYTES:
+            found = (path / name).stat()
+            if not stat.S_ISREG(found.st_mode):  # a device, say, which never ends, or a pipe, which never begins
+                raise ValueError("is no file")
+            if found.st_size > MAX_FILE_BYTES:
                 raise ValueError("is too large")
             return (path / name).read_bytes()
 
         return read
 
+    if path.exists() and not path.is_file():
+        raise ValueError("neither a folder nor a file")
+
     def unzip(name: str) -> bytes:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            data = file.read(MAX_FILE_BYTES + 1)  # what the archive says of its size need not be true
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+                data = file.read(MAX_FILE_BYTES + 1)  # what the archive says of its size need not be true
+        except UNZIPPABLE as error:
+            raise ValueError(f"cannot be unpacked, {_reason(error)}") from error
         if len(data) > MAX_FILE_BYTES:
             raise ValueError("is too large")
         return data
@@ -293,8 +311,10 @@ def _pictures_from(plan: Plan, data: bytes) -> list[Picture]:
             texts = (picture.file, picture.sha256, picture.source_sha256)
             if not all(isinstance(text, str) and text.isascii() and len(text) < 100 for text in texts):
                 raise ValueError("names and hashes are short texts")
-            if type(picture.width) is not int or type(picture.height) is not int:
-                raise ValueError("sizes are whole numbers")
+            if not re.fullmatch(FILE_NAME, picture.file):  # it is part of paths, here and on the Hub
+                raise ValueError("a picture's name is none that this program gives")
+            if not all(type(side) is int and 0 < side <= MAX_SIDE for side in (picture.width, picture.height)):
+                raise ValueError("sizes are whole numbers of pixels")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"Line {number} of pictures.jsonl does not fit the study: {_reason(error)}.") from error
         found[shown] = picture

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srpo.runs.atomic import write_file
-from srpo.studies.images import DATE_S
+from srpo.studies.images import DATE_S, FILE_NAME
 from srpo.studies.store import COPIED, Row, Store
 from srpo.studies.tables import pictures, quick_votes
 
@@ -185,11 +185,17 @@ class Hub:
         for study in self._store.studies():
             if study.state == "preparing" or study.id in self._finished:
                 continue
-            changed = [row for row in self._store.rows(study.id) if self._known.get(_key(*row)) != _line(*row)]
+            rows = self._store.rows(study.id)
+            if study.state == "closed":  # brought back from an export, it has no pictures, and never will
+                rows = [row for row in rows if row[0] != pictures.name or self._is_here(row[1])]
+            changed = [row for row in rows if self._known.get(_key(*row)) != _line(*row)]
             if study.state == "closed" and not changed:
                 self._finished.add(study.id)
             yield from changed
         yield from (row for row in self._store.quick_rows() if _key(*row) not in self._known)
+
+    def _is_here(self, picture: dict[str, Any]) -> bool:
+        return (self._folder(picture["study"]) / picture["file"]).exists()
 
     def _commit_pictures(self) -> None:
         """Commits what the dataset lacks, in parts: a part that got there is not sent again."""
@@ -206,7 +212,7 @@ class Hub:
 
     def _bring_picture(self, place: Path, values: dict[str, Any]) -> None:
         """Puts a downloaded picture to where it is served from. ValueError for one that is missing or was changed."""
-        if not re.fullmatch(r"[0-9a-f]{32}\.png", str(values["file"])) or not re.fullmatch(
+        if not re.fullmatch(FILE_NAME, str(values["file"])) or not re.fullmatch(
             r"[\w-]{1,64}", str(values["study"]), re.ASCII
         ):
             raise ValueError("A picture in the dataset has a name that is none of this program's.")

@@ -34,6 +34,7 @@ MAX_PIXELS = 4096 * 4096
 MAX_TABLE_BYTES = 64 * 2**20
 MAX_NAMED = 3  # problems that a refusal lists
 BLOCKS = 12  # across a spoiled picture
+FILE_NAME = r"[0-9a-f]{32}\.png"  # of every served file
 DATE_S = 315_532_800  # of every served file: 1980, before which some archives cannot count
 BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -178,7 +179,7 @@ def leaks(plan: Plan, made: Iterable[Picture]) -> list[str]:
     for picture in made:
         if not picture.shown.spoiled:
             by_scene.setdefault((picture.shown.prompt, picture.shown.seed), {})[picture.shown.model] = picture
-        if not re.fullmatch(r"[0-9a-f]{32}\.png", picture.file):
+        if not re.fullmatch(FILE_NAME, picture.file):
             said.append(f"The file name {picture.file[:40]!r} is not a random one.")
     for (prompt, seed), models in by_scene.items():
         sizes = {(picture.width, picture.height) for picture in models.values()}

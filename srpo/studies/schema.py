@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from srpo.studies.criteria import OVERALL, WHOLE, Criterion
 
@@ -28,6 +28,7 @@ MAX_CRITERIA = 8
 MAX_SETTINGS = 64
 MAX_TRIALS = 2000  # of one rater, repeats and gold pairs left out
 MAX_SEED = 2**32 - 1
+MAX_SCHEDULE_SEED = 2**53 - 1  # the largest that any reader of JSON reads as it is
 MAX_TEXT_CHARACTERS = 4000  # of a rubric's line or the instructions
 MAX_NAME_CHARACTERS = 200
 
@@ -145,7 +146,9 @@ class Plan(Part):
     stop: Annotated[FixedStop | SequentialStop, Field(discriminator="kind")] = FixedStop()
     filters: Filters = Filters()
     smallest_win_rate: Annotated[float, BeforeValidator(_between("The smallest win rate", 0.51, 0.99))] = 0.6
-    seed: Seed = 0  # of the schedule and of the bootstrap
+    # Of the schedule and of the bootstrap. Whoever knows the whole plan knows what stands on which side, so it is drawn
+    # at random, and told with the results.
+    seed: Annotated[int, BeforeValidator(_between("The seed of the schedule", 0, MAX_SCHEDULE_SEED, whole=True))] = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Plan:
@@ -241,7 +244,12 @@ class Plan(Part):
             raise ValueError("This is no plan of a study: it is not in the form that is exported here.") from None
         if found != FORMAT:
             raise ValueError(f"The plan has format {found!r} and this program reads {FORMAT}: update it.")
-        return cls.model_validate(content)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"])) or "the whole"
+            raise ValueError(f"This is no plan of a study: {field}: {first['msg']}.") from None
 
     def criterion(self, key: str) -> Criterion:
         """KeyError where there is none of that name."""

@@ -575,7 +575,7 @@ class _Seat:
 
     def read_ticket(self, ticket: str) -> tuple[int, int]:
         """(trial, attempt) of a ticket that was made for this rater. Refused for any other."""
-        found = re.fullmatch(r"(\d{1,6})-(\d{1,6})-[0-9a-f]{24}", ticket) if isinstance(ticket, str) else None
+        found = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,6})-[0-9a-f]{24}", ticket) if isinstance(ticket, str) else None
         if found:
             trial, attempt = int(found[1]), int(found[2])
             if hmac.compare_digest(self.ticket(trial, attempt), ticket) and trial < len(self.trials):

@@ -23,7 +23,7 @@ from app.services.study_plans import (
 from app.services.study_power import power_of, raters_needed, smallest_found
 from app.tabs.studies import Handlers
 from srpo.studies.schedule import schedule
-from srpo.studies.schema import FixedStop, SequentialStop
+from srpo.studies.schema import FixedStop, SequentialStop, changes
 from srpo.studies.simulation import example_plan
 from srpo.studies.stopping import prompts_needed
 from tests.app.study_forms import values_of
@@ -155,7 +155,9 @@ def test_the_form_of_a_plan_gives_the_same_plan(do, change):
     study = saved(do, **change)
     filled = form_of(do.studio, study)
     again = plan_of(
-        do.studio, read_form(do.read_fields(values_of(do, **change) | filled | {"prompt_source": "typed here"}))
+        do.studio,
+        read_form(do.read_fields(values_of(do, **change) | filled | {"prompt_source": "typed here"})),
+        schedule_seed=study.plan.seed,
     )
     assert again.sha256 == study.sha256
 
@@ -169,6 +171,16 @@ def test_a_changed_plan_replaces_one_in_preparation_and_makes_a_version_of_one_t
     assert "replaces" in what_saving_does(changed, 4) and "4 pictures" in what_saving_does(changed, 4)
     opened = replace(changed, state="open")
     assert "new version" in what_saving_does(opened, 4) and "Version 1 stays" in what_saving_does(opened, 4)
+
+
+def test_who_guesses_the_form_does_not_know_the_sides(do):
+    """All of a plan but its title can be as it came; two studies of it show the sides differently all the same."""
+    prompts = "\n".join(f"a ball of number {number}" for number in range(40))
+    one, other = saved(do, prompts=prompts), saved(do, prompts=prompts)
+    assert changes(one.plan, other.plan).keys() == {"seed"}
+    assert schedule(one.plan, 0) != schedule(other.plan, 0)
+    again = saved(do, one.id, votes_per_item=3)  # what the old version told tells nothing of the new one
+    assert again.plan.seed not in (one.plan.seed, other.plan.seed)
 
 
 # Pictures that are brought

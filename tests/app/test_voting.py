@@ -334,6 +334,16 @@ def test_an_address_with_a_slash_at_its_end_leads_to_the_page_behind_any_proxy(c
     assert client.get(f"/vote/{study.id}/").status_code == 200
 
 
+@pytest.mark.parametrize("name", ["%E2%82%AC", "%0d%0aSet-Cookie:%20a=b", "%00", "%23", "%5cexample.org"])
+def test_a_slash_behind_a_name_that_is_none_puts_nothing_into_the_headers(client, name):
+    answer = client.get(f"/vote/{name}/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"].lower()) == (
+        307,
+        f"../{name}".replace(":", "%3a").replace("=", "%3d").lower(),
+    )
+    assert "set-cookie" not in answer.headers
+
+
 @pytest.mark.parametrize("prefix", ["", "/some/where"])
 def test_the_page_is_found_below_a_root_path_whether_the_proxy_keeps_it_or_not(voting, study, prefix):
     with TestClient(Starlette(routes=served.routes(voting)), root_path="/some/where") as client:

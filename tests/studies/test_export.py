@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -151,6 +152,10 @@ def exported(store, tmp_path):
     return export_folder(store, closed_study(store, "three").id, tmp_path / "out")
 
 
+# Of a picture: names that lead elsewhere, and what no database can hold.
+HOSTILE = ({"file": "../../studies.db"}, {"file": "/etc/passwd"}, {"file": ".."}, {"width": 2**70}, {"height": -1})
+
+
 def resign(folder, name, data):
     """Changes a file and its hash in the manifest, as somebody would who means it."""
     (folder / name).write_bytes(data)
@@ -207,7 +212,14 @@ def test_a_vote_twice_a_broken_line_and_strange_pictures_are_refused(store, tmp_
         with pytest.raises(ValueError, match=r"votes\.jsonl cannot be read"):
             import_study(store, folder)
     resign(folder, "votes.jsonl", votes)
-    for change in ({"model": "model-9"}, {"file": "é.png"}, {"width": "64"}, {"prompt_number": 10**6}, {"sha256": 7}):
+    for change in (
+        {"model": "model-9"},
+        {"file": "é.png"},
+        {"width": "64"},
+        {"prompt_number": 10**6},
+        {"sha256": 7},
+        *HOSTILE,
+    ):
         row = json.loads(made.splitlines()[0]) | change
         resign(folder, "pictures.jsonl", json.dumps(row).encode())
         with pytest.raises(ValueError, match=r"Line 1 of pictures\.jsonl does not fit"):
@@ -244,6 +256,33 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(store, tmp_path, monkeyp
         archive.writestr("manifest.json", b" " * 10_000_000)
     with pytest.raises(ValueError, match="is no exported study: is too large"):
         read_export(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(8, b"\x01\x00"), (10, b"\x63\x00"), (10, b"\x0e\x00"), (6, b"\xff\x00")],
+    ids=["encrypted", "a method of nobody", "another method than it has", "another version"],
+)
+def test_an_archive_that_cannot_be_unpacked_is_refused(store, tmp_path, offset, value):
+    path = export_zip(store, closed_study(store, "three").id, tmp_path / "out.zip")
+    data = bytearray(path.read_bytes())
+    for at in (found.start() for found in re.finditer(b"PK\x01\x02", bytes(data))):
+        data[at + offset : at + offset + 2] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is no exported study: "):
+        read_export(path)
+
+
+def test_a_device_or_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(store, tmp_path):
+    folder = exported(store, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("/dev/zero", tmp_path / "pipe"):
+        (folder / "manifest.json").unlink()
+        (folder / "manifest.json").symlink_to(file)
+        with pytest.raises(ValueError, match="is no exported study: is no file"):
+            read_export(folder)
+    with pytest.raises(ValueError, match="is no exported study: neither a folder nor a file"):
+        read_export(tmp_path / "pipe")
 
 
 def test_a_full_folder_is_not_written_over(store, tmp_path):

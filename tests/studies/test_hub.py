@@ -10,10 +10,10 @@ from huggingface_hub import constants
 
 from app.services.studies import Studies
 from app.state import Options
-from benchmarks.studies import drawn_study
+from benchmarks.studies import drawn_study, picture_rows
 from srpo.studies import hub as module
 from srpo.studies.hub import Hub, read_journal
-from srpo.studies.simulation import example_plan
+from srpo.studies.simulation import example_plan, simulate
 from srpo.studies.store import NotBegun, QuickVote, Store
 from tests.studies.hub_server import TOKEN, hub_server
 from tests.studies.keeping import vote_next
@@ -182,6 +182,22 @@ def test_the_end_of_a_study_and_of_the_process_are_committed_at_once(server, mac
     vote_next(studies.store, studies.store.join(other.id))
     hub.stop()
     assert sum(line["table"] == "votes" for line in server.journals()) == 2
+
+
+def test_a_study_brought_back_without_its_pictures_keeps_no_votes_of_others_from_the_hub(server, machine):
+    """An export holds no pictures, so those of the study it becomes lie nowhere."""
+    studies, hub = machine()
+    plan = example_plan(12)
+    ended = studies.store.restore(plan, 1, simulate(plan, 1, 1), picture_rows(plan))
+    hub.restore()
+    hub.push()
+    study = drawn_study(studies, example_plan(prompts=3), 8)
+    assert vote_next(studies.store, studies.store.join(study.id))
+    hub.push()
+    other, copy = machine()
+    copy.restore()
+    assert len(other.store.votes(study.id)) == 1
+    assert other.store.votes(ended.id) == studies.store.votes(ended.id)
 
 
 def test_a_dataset_that_anybody_may_read_is_refused(server, machine):

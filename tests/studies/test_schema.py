@@ -91,7 +91,7 @@ def test_a_plan_comes_back_from_its_text_with_the_same_hash():
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"format": 1}', "[" * 100_000])
 def test_what_is_no_plan_is_refused(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^This is no plan of a study: [^\n]*\.$"):
         Plan.from_text(text)
 
 

@@ -222,6 +222,7 @@ def test_a_vote_for_a_foreign_trial_is_refused(store):
         "0-0-" + "0" * 24,
         None,
         "é",
+        own.replace("0-0", "\u0660-0", 1),  # a digit, and int() reads it
     ]
     for ticket in tickets:
         with pytest.raises(Refused, match="another rater or study"):
