@@ -5,7 +5,7 @@ function receive() {
   $(".study-link").hidden = !path;
   if (!path) return;
   const address = new URL(path, document.baseURI).href;
-  $("div > code").textContent = address;
+  $("code").textContent = address;
   $(".local").hidden = !/^(localhost|127\.|\[::1\])/.test(new URL(address).hostname);
   $("a").href = address;
 }
@@ -13,9 +13,9 @@ function receive() {
 $(".copy").addEventListener("click", async () => {
   let said = "Copied";
   try {
-    await navigator.clipboard.writeText($("div > code").textContent);
+    await navigator.clipboard.writeText($("code").textContent);
   } catch (error) { // no clipboard without https, or without leave: the address is selected for the keyboard
-    getSelection().selectAllChildren($("div > code"));
+    getSelection().selectAllChildren($("code"));
     said = "Press Ctrl + C";
   }
   $(".copy").textContent = said;

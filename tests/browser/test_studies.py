@@ -76,6 +76,7 @@ def test_plan_pictures_votes_results_export_and_import(open_page, store, keep, t
     page.wait_for_selector(".study-link:visible")
     assert page.locator(".study-link code").inner_text() == f"{page.url.split('?')[0]}vote/{study}"
     assert page.locator(".study-link a").get_attribute("target") == "_blank"
+    page.wait_for_selector(".study-link .local:has-text('Only this machine')")  # it is served on loopback
 
     # Votes come from elsewhere, and the page counts them by itself.
     given = vote_all(store, study)

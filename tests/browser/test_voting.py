@@ -413,6 +413,7 @@ def test_a_study_that_ends_meanwhile_thanks_and_says_what_counted(rater, studies
     assert "1 vote of yours is stored" in page.locator("#end-text").inner_text()
     closed = rater(study)
     assert "has ended" in closed.locator("#problem-text").inner_text()
+    assert not closed.locator("#again").is_visible()  # it stays ended, however often one tries
     assert not closed.locator("#start").is_visible()
     assert "no such study" in rater("nothing-here").locator("#problem-text").inner_text()
     preparing = studies.store.create(example_plan(prompts=2, seed=77))
