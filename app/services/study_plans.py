@@ -137,7 +137,7 @@ def prompt_lines(tune: FineTune, source: str | None, path: str | None, typed: st
             raise BadInput("No prompt file was chosen: choose one, or take other prompts.")
         return read_prompt_file(path)
     sets = {str(file): file for _, file in tune.prompt_sets_to_measure()}
-    if source not in sets:
+    if not isinstance(source, str) or source not in sets:
         raise BadInput("These prompts are not among the ones offered: choose again.")
     return sets[source].read_text(encoding="utf-8")
 

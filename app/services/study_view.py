@@ -180,7 +180,11 @@ class StudyBook:
         """The study of an exported zip or folder, closed. BadInput for anything else."""
         if not path or not str(path).strip():
             raise BadInput("Nothing was chosen: choose an exported zip, or name an exported folder.")
-        return asked(lambda: import_study(self.store, Path(str(path).strip()).expanduser())[0])
+        try:
+            place = Path(str(path).strip()).expanduser()
+        except RuntimeError as error:  # a user unknown
+            raise BadInput(sentence(error)) from None
+        return asked(lambda: import_study(self.store, place)[0])
 
     # Inside
 

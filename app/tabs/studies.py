@@ -170,7 +170,7 @@ class Handlers:
             return live._replace(head=head, **_visible("form" if looking.is_editing else None))
         study = self.book.study(looking.study)
         steps, is_in = self.book.steps(study), self.book.step_of(study)
-        step = looking.step if steps.get(looking.step) else is_in
+        step = looking.step if isinstance(looking.step, str) and steps.get(looking.step) else is_in
         live = live._replace(head=head_value(study, steps, is_in, step))
         if looking.is_editing:
             return live._replace(**_visible("form"))
@@ -341,7 +341,7 @@ class Handlers:
         raw = {name: values[name] for name in PLAIN_FIELDS}
         raw["settings"] = {name: values[name] for name in SETTINGS}
         for name in ("models", "criteria"):
-            raw[name] = tuple(values[name] or ())
+            raw[name] = tuple(values[name]) if isinstance(values[name], list | tuple) else values[name] or ()
         for name in ("title", "instructions", "own_criteria"):
             raw[name] = values[name] or ("(no title yet)" if waits and name == "title" else "")
         if raw["source"] != "bring":

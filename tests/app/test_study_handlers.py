@@ -234,10 +234,25 @@ def test_what_is_no_export_is_refused(do, tmp_path):  # noqa: F811
         (str(tmp_path / "text.zip"), "", "is no exported study"),
         (None, str(tmp_path / "nowhere"), "is no exported study"),
         (None, " ", "Nothing was chosen"),
+        (None, "~nobody-of-that-name/study", "home directory"),
     ):
         output = do.bring_back(Looking(), upload, folder)
         assert says in output[0] and "failed" in output[0]
     assert do.book.rows() == []
+
+
+FOREIGN = [True, 5, -1, float("nan"), "x", ["a"], [[]], {"a": 1}, "\0", "\ud800", "../.."]
+
+
+@pytest.mark.parametrize("value", FOREIGN, ids=repr)
+def test_values_that_no_page_sends_are_answered_and_change_no_study(do, value):  # noqa: F811
+    study = do.book.store.create(example_plan(3))
+    looking = Looking(study=study.id)
+    assert visible(panes_of(do.choose_step(looking, press(step=value)))) == ["pictures"]
+    assert "failed" in do.choose(looking, press(study=value))[0]
+    for name in ("models", "criteria", "prompt_source", "stop", "width"):
+        assert do.outline(*form_of(do, **{name: value}))
+    assert [row.id for row in do.book.rows()] == [study.id]
 
 
 def test_a_database_of_somebody_else_is_one_sentence(unloaded, tmp_path):
