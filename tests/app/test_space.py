@@ -171,8 +171,8 @@ def test_the_page_of_a_space_answers_and_paints(running):
     assert len(set(re.findall(r"gradio_api/file=[^\"]*\.png", json.dumps(steps)))) == 3
 
 
-def names_of(config, within=()):
-    """(elem_ids, handlers) of a page's configuration; with `within`, of the tabs of these ids alone."""
+def names_of(config, within=(), *, but=False):
+    """(elem_ids, handlers) of a page's configuration; with `within`, of these tabs alone, or of all but them."""
 
     def walk(node, inside):
         inside = inside or parts[node["id"]]["props"].get("id") in within if node["id"] in parts else inside
@@ -181,6 +181,8 @@ def names_of(config, within=()):
 
     parts = {part["id"]: part for part in config["components"]}
     chosen = walk(config["layout"], not within)
+    if but:
+        chosen = walk(config["layout"], True) - chosen
     ids = {parts[place]["props"].get("elem_id") for place in chosen if place in parts} - {None}
     return ids, {
         re.sub(r"_\d+$", "", str(entry["api_name"]))  # Gradio numbers those that share a name
@@ -194,9 +196,9 @@ def test_a_space_registers_nothing_that_trains_or_sets_up_studies(running, studi
     from app import ui
 
     home = ui.build(studio).config
-    open_tabs = {"compare", "recoveries", "words", "guide"}
-    closed_ids, closed_names = names_of(home, within={"finetune", "studies"})
-    _, open_names = names_of(home, within=open_tabs)
+    closed = {"finetune", "studies"}
+    closed_ids, closed_names = names_of(home, within=closed)
+    _, open_names = names_of(home, within=closed, but=True)
     assert "preset" in closed_ids
     assert len(closed_names - open_names) > 10
     ids, names = names_of(running.config)
