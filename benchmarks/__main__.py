@@ -18,7 +18,7 @@ from benchmarks.figures import LEFT_OUT, Figure, fill, table
 from benchmarks.scale import FULL, QUICK
 
 # The app's process first: this one must not have read the libraries that its cold start reads.
-GROUPS = ("app_process", "pairs", "overhead", "renderer", "training", "page", "updates", "studies", "flux")
+GROUPS = ("app_process", "pairs", "overhead", "inside", "renderer", "training", "page", "updates", "studies", "flux")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
