@@ -60,7 +60,7 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
 def _seconds(run: Watch, count: int) -> list[float]:
     """Seconds of so many updates from now on, but for the one that is on its way."""
     begun = run.updates + 1
-    run.until(lambda: run.updates >= begun + count)
+    run.until(lambda: run.updates >= begun + count, pause_s=0.5)
     return run.seconds_of_updates(begun)[:count]
 
 

@@ -100,8 +100,11 @@ class Watch:
         """What each update took, in the run's own words, but for the first so many."""
         return [record.seconds for record in self.run.progress()][after:]
 
-    def until(self, is_there: Callable[[], bool]) -> float:
-        """The time at which it is there. RuntimeError where the run fails or ends before, or takes too long."""
+    def until(self, is_there: Callable[[], bool], pause_s: float = 0.05) -> float:
+        """The time at which it is there. RuntimeError where the run fails or ends before, or takes too long.
+
+        pause_s: from look to look; every look takes something from the run, which uses all cores.
+        """
         begun_s = time.monotonic()
         while True:
             ended = self.status not in LIVE or liveness(self.run) == "lost"
@@ -112,11 +115,11 @@ class Watch:
             if time.monotonic() - begun_s > LIMIT_S:
                 raise RuntimeError(f"the run did not get there within {LIMIT_S:g} s")
             self._note_memory()
-            time.sleep(0.05)
+            time.sleep(pause_s)
 
     def until_the_end(self) -> float:
         """The time at which the run has finished; RuntimeError as above."""
-        return self.until(lambda: self.status == "finished")
+        return self.until(lambda: self.status == "finished", pause_s=0.5)
 
     def _note_memory(self) -> None:
         """Its process's largest memory so far, as long as the process is there."""
