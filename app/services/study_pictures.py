@@ -7,6 +7,7 @@ The strip that the page shows names the models: it is for whoever runs the study
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from srpo.studies.schema import Model, Plan
 from srpo.studies.store import Study, Unavailable
 
 SHOWN_ROWS = 6  # of the strip, the newest first
+STEPS_S = 0.2  # from step to step that the page is told of: a small model takes hundreds in a second
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
         folder = studio.studies.folder(study.id)
         scenes = _scenes(found.lacking)
         total, done, started_s, encoded = len(found.wanted), len(found.there), time.monotonic(), None
-        made = 0
+        made, told_s = 0, -math.inf
         for (prompt, seed), lacking in scenes.items():
             wanted = list(dict.fromkeys(shown.model for shown in lacking))
             sides = [policy for model, policy in zip(plan.models, policies, strict=True) if model.key in wanted]
@@ -124,6 +126,9 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
                 cond, encoded = engine.encode(text), text
             for event in engine.paint(sides, cond, settings, seed, stop):
                 if isinstance(event, Step):
+                    if time.monotonic() - told_s < STEPS_S:
+                        continue
+                    told_s = time.monotonic()
                     part = len(lacking) * event.done / event.total
                     view = replace(
                         view,

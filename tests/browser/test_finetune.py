@@ -307,7 +307,7 @@ def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, keep, w
     open_form(page)
     begin(page, f"screen-{width}-{scheme}", 6)
     wait_for(page, "finished")
-    page.wait_for_selector("#curves .main-svg")
+    show_curves(page, "#curves")
     page.wait_for_selector("#film .film-strip img")
     keep(page, f"finetune-{width}-{scheme}")
     page.locator("#run-panel > button").click()

@@ -161,7 +161,7 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, store, keep):
 def test_making_pictures_stops_at_its_button_and_goes_on(open_page, store):
     page = open_page()
     open_studies(page)
-    fill(page, "Stopped and taken up", [f"a ball, number {number}" for number in range(40)], steps=20)
+    fill(page, "Stopped and taken up", [f"a ball, number {number}" for number in range(40)], steps=100)
     page.locator("#study-save").click()
     page.locator("#study-make:visible").click()
     page.wait_for_selector("#study-strip img")
