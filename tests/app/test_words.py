@@ -1,6 +1,5 @@
 """What a reward sees of pictures, whether it perceives words, and a short run: the services, on tiny weights."""
 
-
 import pytest
 import torch
 from PIL import Image
