@@ -99,4 +99,7 @@ def test_freed_memory_is_used_again_without_fetching_its_pages_anew():
     kept = faults("keep")
     if kept.returncode == 3:
         pytest.skip("this C library cannot be told to keep memory")
-    assert int(kept.stdout) < 0.1 * int(faults("default").stdout)
+    anew = int(faults("default").stdout)
+    if not anew:
+        pytest.skip("this system gives huge pages: hardly one is fetched anew whatever is kept")
+    assert int(kept.stdout) < 0.1 * anew
