@@ -8,7 +8,6 @@ conversion goes on with the next shard. No more than one shard's tensor is in me
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import torch
 from srpo.policies.headers import Entry, content_identity, read_header
 from srpo.policies.places import WEIGHTS_NAME, Found, Pieces, find
 from srpo.policies.tensors import is_finite, read_weight, shape_of
-from srpo.runs.atomic import remove_temporary, replaced, write_text
+from srpo.runs.atomic import flock, remove_temporary, replaced, write_text
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHARD_BYTES = 5 * 10**9  # as diffusers' own shards, more or less
@@ -195,8 +194,6 @@ def _write_shard(file: Path, shard: dict[str, Pieces], layout: dict[str, Entry],
 def _alone(folder: Path) -> Iterator[None]:
     """Nobody else converts into the folder meanwhile; ValueError where somebody does."""
     with (folder / "lock").open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError("These weights are being converted by another process; wait until it is done.") from None
+        if not flock(opened.fileno(), exclusive=True):
+            raise ValueError("These weights are being converted by another process; wait until it is done.")
         yield

@@ -10,7 +10,6 @@ licence is accepted on its page, by an account whose token the download carries.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +26,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from srpo.policies.places import LORA_NAME, WEIGHTS_NAME
+from srpo.runs.atomic import flock
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/([\w. /-]+))?")
 # A pipeline's parts, and no more: FLUX.1-dev's repository holds the same weights a second time, as single files.
@@ -327,10 +327,8 @@ def _endpoint() -> str:
 
 def _lock(opened: BinaryIO, name: str) -> None:
     """Nobody else writes that file until it is closed; ValueError where somebody does."""
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{name} is being downloaded by another process; wait until it is done.") from None
+    if not flock(opened.fileno(), exclusive=True):
+        raise ValueError(f"{name} is being downloaded by another process; wait until it is done.")
     opened.seek(0, os.SEEK_END)
 
 

@@ -1,7 +1,10 @@
-"""Files and folders that appear whole or not at all, even when the process is killed or the power fails."""
+"""Files and folders that appear whole or not at all, even when the process is killed or the power fails; and
+locks on them.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -91,3 +94,23 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flock(opened: int, *, exclusive: bool) -> bool:
+    """True where the lock on the open file was taken, False where another has one.
+
+    ValueError where the system or the file system has no such locks.
+    """
+    try:
+        import fcntl  # missing on Windows, where the rest of this package can still be read
+    except ImportError as error:
+        raise ValueError("training needs Linux or macOS: on Windows, use WSL") from error
+    try:
+        fcntl.flock(opened, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+            raise ValueError("the file system of this folder has no locks: choose a folder on a local disk") from error
+        raise
+    return True

@@ -6,12 +6,13 @@ to the job by inheritance, and closes its own copy, so between "started" and "th
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import tempfile
 import time
 from pathlib import Path
+
+from srpo.runs.atomic import flock
 
 RUNTIME_VARIABLE = "SRPO_RUNTIME_DIR"  # where the locks of devices lie, e.g. to share them between users
 PATIENCE_S = 0.3  # a look at who holds a lock holds it for a moment, which must not refuse anybody
@@ -34,7 +35,7 @@ class FileLock:
             raise RuntimeError(f"the lock on {self.path} is already held here")
         opened = _open(self.path)
         give_up = time.monotonic() + PATIENCE_S
-        while not _flock(opened, exclusive=True):
+        while not flock(opened, exclusive=True):
             if time.monotonic() > give_up:
                 os.close(opened)
                 return False
@@ -75,7 +76,7 @@ class FileLock:
         except OSError:  # no file, no holder
             return False
         try:
-            return not _flock(opened, exclusive=False)
+            return not flock(opened, exclusive=False)
         finally:
             os.close(opened)
 
@@ -164,20 +165,3 @@ def runtime_folder() -> Path:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-
-
-def _flock(opened: int, *, exclusive: bool) -> bool:
-    """True where the lock was taken. ValueError where the system or the file system has no such locks."""
-    try:
-        import fcntl  # missing on Windows, where the rest of this package can still be read
-    except ImportError as error:
-        raise ValueError("training needs Linux or macOS: on Windows, use WSL") from error
-    try:
-        fcntl.flock(opened, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-            raise ValueError("the file system of this folder has no locks: choose a folder on a local disk") from error
-        raise
-    return True
