@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,7 @@ class FluxPolicy:
         self._image_ids: dict[tuple[int, int, torch.device], Tensor] = {}
         self._preview_map: dict[torch.device, Tensor] = {}
         self._text_cache: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()  # the latest used last
+        self._text_lock = threading.Lock()  # a training's threads share the cache
 
     @classmethod
     def from_pipeline(
@@ -212,7 +214,8 @@ class FluxPolicy:
         """
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"A list of one or more prompts is needed, not {prompts!r}.")
-        encoded = Conditioning.cat([self._encoded(prompt) for prompt in prompts])
+        with self._text_lock:
+            encoded = Conditioning.cat([self._encoded(prompt) for prompt in prompts])
         return Conditioning(encoded.prompt_embeds.to(self.device), encoded.pooled.to(self.device))
 
     def _encoded(self, prompt: str) -> Conditioning:

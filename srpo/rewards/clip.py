@@ -5,6 +5,7 @@ B images, N texts, D embedding dimensions, T text tokens.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ class ClipReward:
             raise ValueError(f"pictures are padded to squares of {self.resize_to} pixels, not to {self.crop_to}")
         self.mean, self.std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
         self._text_cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._text_lock = threading.Lock()  # a training's threads share the cache
 
     @classmethod
     def from_pretrained(
@@ -125,13 +127,14 @@ class ClipReward:
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(N, D) unit vectors of texts, cut to the model's limit (`count_tokens` tells), without gradient."""
-        for text in dict.fromkeys(texts):
-            if text not in self._text_cache:
-                self._text_cache[text] = self._encode_text(text)
-            self._text_cache.move_to_end(text)
-        vectors = torch.cat([self._text_cache[text] for text in texts])
-        while len(self._text_cache) > CACHED_TEXTS:
-            self._text_cache.popitem(last=False)
+        with self._text_lock:
+            for text in dict.fromkeys(texts):
+                if text not in self._text_cache:
+                    self._text_cache[text] = self._encode_text(text)
+                self._text_cache.move_to_end(text)
+            vectors = torch.cat([self._text_cache[text] for text in texts])
+            while len(self._text_cache) > CACHED_TEXTS:
+                self._text_cache.popitem(last=False)
         return vectors
 
     def count_tokens(self, text: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ B images, T text tokens, P patches and the class token, D width of the text
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class ImageReward:
             )
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self._lock = threading.Lock()  # a training's threads share the tokenizer, which has settings of the call
         self.sha256 = sha256  # of the file it was read from
 
     @classmethod
@@ -100,7 +102,10 @@ class ImageReward:
             raise ValueError(f"got {len(image)} images and {len(texts)} texts; expected one text per image")
         side = self.model.architecture.image_size
         pixels = normalize(center_crop(resize_shortest(image.to(self.device, torch.float32), side), side, side))
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with self._lock:
+            tokens = self.tokenizer(
+                list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            )
         raw = self.model(pixels, tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
         return (raw - MEAN) / STD
 

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from srpo.miniature.judge import Judge
 from srpo.miniature.world import CONTENT_ATTRIBUTES, attributes, neutral_prompts
+from srpo.objectives.base import Shard
 from srpo.objectives.direct_align import DirectAlign
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.lora import add_lora
 from srpo.rewards.base import EmbeddingReward
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.load import load_reward
-from srpo.training import cpu, distributed
+from srpo.training import cpu, distributed, lanes
 from srpo.training.config import Numerics, TrainConfig, ValidationConfig, read_prompts
 from srpo.training.devices import require_device
+from srpo.training.lanes import Lane
 from srpo.training.offline import OfflinePictures
 from srpo.training.trainer import Trainer
 from srpo.training.validation import Measure, Validation
@@ -65,6 +67,7 @@ def assemble(config: TrainConfig) -> Trainer:
         offline=offline,
         validation=_validation(config, validation_prompts, device),
         world=world,
+        lanes=_lanes(policy, config) if device == "cpu" and world.size == 1 else (),
     )
 
 
@@ -124,6 +127,20 @@ def made_trainable(policy: FluxPolicy, config: TrainConfig) -> FluxPolicy:
         else:
             distributed.shard_weights(transformer)
     return policy
+
+
+def _lanes(policy: FluxPolicy, config: TrainConfig) -> list[Lane]:
+    """What works side by side on the CPU; nothing where that is not worth it, or memory is bounded."""
+    bounded = config.objective.prompts_per_forward is not None
+    if bounded or config.numerics != "float32" or not lanes.are_worth_it(config.prompts_per_update):
+        return []
+    others = [lanes.with_same_weights(policy.transformer) for _ in range(1, lanes.NUM_LANES)]
+    policies = [policy, *(policy.with_transformer(transformer) for transformer in others)]
+    shards = [Shard(number, lanes.NUM_LANES) for number in range(lanes.NUM_LANES)]
+    return [
+        Lane(policy, DirectAlign(config.objective, config.signal, shard), shard)
+        for policy, shard in zip(policies, shards, strict=True)
+    ]
 
 
 def _validation(config: TrainConfig, prompts: Sequence[str], device: str) -> Validation | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -14,15 +15,20 @@ class TensorCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of that key, made where it is not remembered. It stays whatever its size until the next one."""
-        if key not in self._tensors:
-            self._tensors[key] = make()
-        self._tensors.move_to_end(key)
-        while len(self._tensors) > 1 and self.nbytes > self.max_bytes:
-            self._tensors.popitem(last=False)
-        return self._tensors[key]
+        with self._lock:
+            if key in self._tensors:
+                self._tensors.move_to_end(key)
+                return self._tensors[key]
+        tensor = make()
+        with self._lock:
+            self._tensors[key] = tensor
+            while len(self._tensors) > 1 and self.nbytes > self.max_bytes:
+                self._tensors.popitem(last=False)
+        return tensor
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # as in glibc's malloc.h
 LARGE = 32 * 2**20  # bytes; the most that glibc takes for a threshold: what is larger is given back all the same
 
 
@@ -21,14 +21,16 @@ def keep_freed_memory() -> bool:
     """True where the C library keeps what this process frees from now on; False where it cannot be told so.
 
     By itself glibc hands every freed tensor of some MB back to the system, which clears its pages anew for the next
-    one. The largest memory of the process grows by about a tenth.
+    one, and threads have memory of their own that is handed back whatever is said: they share the main one now. The
+    largest memory of the process grows by about a tenth.
     """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # musl has none
         return False
-    return bool(libc.mallopt(M_MMAP_THRESHOLD, LARGE) and libc.mallopt(M_TRIM_THRESHOLD, -1))
+    kept = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
+    return all(libc.mallopt(name, value) for name, value in kept)
 
 
 def has_fast_products() -> bool:

@@ -65,7 +65,7 @@ def _smaller(config: TrainConfig) -> list[str]:
 
 def free_memory(trainer: Any) -> None:
     """Gives back what an update that ran out of memory still holds."""
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.forget_gradient()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

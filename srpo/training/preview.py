@@ -43,14 +43,15 @@ def preview(
     or where prompts and seeds differ in number; NonFiniteError as for a run.
     """
     trainer = assemble(config)
-    hook = trainer.policy.transformer.register_forward_pre_hook(lambda *_: look())
+    hooks = [transformer.register_forward_pre_hook(lambda *_: look()) for transformer in trainer.transformers]
     try:
         yield Moment(0, _pictures(trainer, prompts, seeds), None, trainer.reward)
         for record in trainer.updates():
             images = _pictures(trainer, prompts, seeds) if record.update % every == 0 else None
             yield Moment(record.update, images, record, trainer.reward)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         faults.free_memory(trainer)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +58,8 @@ class Validator(Protocol):
 class Training(Trainable, Protocol):
     """What a session needs of a trainer."""
 
-    policy: Any  # its `transformer` is what a stop interrupts
+    policy: Any
+    transformers: Sequence[torch.nn.Module]  # what a stop interrupts
     validation: Validator | None
     world: World
 
@@ -129,11 +130,12 @@ def _stoppable(trainer: Training, stop: threading.Event, session: _Session) -> I
         if trainer.world.size == 1 and stop.is_set():
             raise Stopped
 
-    hook = trainer.policy.transformer.register_forward_pre_hook(look)
+    hooks = [transformer.register_forward_pre_hook(look) for transformer in trainer.transformers]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 class _Session:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -22,6 +23,7 @@ from srpo.rewards.base import Reward
 from srpo.runs import UpdateRecord
 from srpo.training.config import TrainConfig
 from srpo.training.distributed import World, kept_whole, like, whole
+from srpo.training.lanes import Lane, Threads, add_gradients
 from srpo.training.numerics import make_optimizer
 from srpo.training.offline import OfflinePictures
 from srpo.training.order import prompts_of_update, update_generator
@@ -54,8 +56,13 @@ class Trainer:
         offline: OfflinePictures | None = None,
         validation: Validation | None = None,
         world: World | None = None,
+        lanes: Sequence[Lane] = (),
     ) -> None:
-        """ValueError where weights do not fit `config.numerics`, or an update's prompts do not fit the processes."""
+        """lanes: what works side by side on parts of an update's prompts, the first of them with this policy; none
+        where policy and objective work on all.
+
+        ValueError where weights do not fit `config.numerics`, or an update's prompts do not fit the processes.
+        """
         self.policy, self.objective, self.reward = policy, objective, reward
         self.prompts, self.config = prompts, config
         self.offline, self.validation = offline, validation
@@ -68,7 +75,10 @@ class Trainer:
         self.parameters = policy.parameters()
         self.optimizer = make_optimizer(self.parameters, config)
         self.update = 0  # the last finished one
-        self._kept: Rollout | None = None  # with updates_per_rollout above 1: what later updates draw levels for
+        # By lane, with updates_per_rollout above 1: what later updates draw levels for.
+        self._kept: dict[int, Rollout] = {}
+        self._lanes = tuple(lanes)
+        self._threads = Threads(len(lanes)) if lanes else None
 
     def updates(self) -> Iterator[UpdateRecord]:
         """Runs the updates that are left, one record per asked for.
@@ -88,18 +98,16 @@ class Trainer:
     def begin_update(self) -> UpdateRecord:
         """The record of the next update, whose gradient is ready; the weights stay as they are until `end_update`."""
         start, update = time.perf_counter(), self.update + 1
-        generator = update_generator(self.config.seed, update)
-        self.optimizer.zero_grad(set_to_none=True)
-        rollout = self._rollout(update, generator)
-
-        total, records = 0.0, []
-        for loss in self.objective.losses(self.policy, rollout, self.reward, generator, update):
-            total += self._backward(loss, update, rollout.prompts)
-            records.append(loss.record)
+        self.forget_gradient()
+        jobs = [partial(self._gradient, number, update) for number in range(len(self.lanes))]
+        parts = self._threads.run(jobs) if self._threads else [job() for job in jobs]
+        add_gradients(self.lanes)
 
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)))
-        self._require_finite({"the gradient's norm": norm}, update, rollout.prompts)
-        scores = self.world.mean(_means(records) | {"loss": total})
+        prompts = list(chain.from_iterable(self._kept[number].prompts for number in range(len(parts))))
+        self._require_finite({"the gradient's norm": norm}, update, prompts)
+        records = list(chain.from_iterable(records for _, records in parts))
+        scores = self.world.mean(_means(records) | {"loss": sum(loss for loss, _ in parts) / len(parts)})
         mean_loss = scores.pop("loss")
         scores |= {"clip_norm": self.config.clip_norm, "clipped": float(norm > self.config.clip_norm)}
         return UpdateRecord(update, mean_loss, norm, self.config.lr, time.perf_counter() - start, scores)
@@ -108,6 +116,22 @@ class Trainer:
         """Moves the weights by the gradient of `begin_update`."""
         self.optimizer.step()
         self.update += 1
+
+    def forget_gradient(self) -> None:
+        """Gives back the memory of a gradient, also of one that was interrupted."""
+        for lane in self.lanes:
+            for weight in lane.policy.parameters():
+                weight.grad = None
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """What works on the parts of an update's prompts; a single one where nothing is shared."""
+        return self._lanes or (Lane(self.policy, self.objective, self.world.shard),)
+
+    @property
+    def transformers(self) -> list[torch.nn.Module]:
+        """Every module that an update, or a validation, passes through."""
+        return [lane.policy.transformer for lane in self.lanes]
 
     # What a run folder keeps
 
@@ -134,9 +158,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the place in the run; the weights are saved beside it."""
         state = {"update": self.update, "seed": self.config.seed, "optimizer": whole(self.optimizer.state_dict())}
-        if self._kept is not None and self._keeps_rollout(self.update + 1):
-            parts = self.world.gather(whole((list(self._kept.prompts), self._kept.x0, self._kept.noise)))
-            prompts, x0, noise = zip(*parts, strict=True)
+        if self._kept and self._keeps_rollout(self.update + 1):
+            kept = [self._kept[number] for number in range(len(self.lanes))]
+            own = whole([(list(part.prompts), part.x0, part.noise) for part in kept])
+            prompts, x0, noise = zip(*chain(*self.world.gather(own)), strict=True)
             state["rollout"] = {"prompts": list(chain(*prompts)), "x0": torch.cat(x0), "noise": torch.cat(noise)}
         return state
 
@@ -151,38 +176,48 @@ class Trainer:
             back = {name: _as_moment(value, weight) for name, value in moments.items()}
             self.optimizer.state[weight].update(back)
         self.update = state["update"]
-        self._kept = None
+        self._kept = {}
         if rollout := state.get("rollout"):
-            own = self.world.shard.part(len(rollout["prompts"]) // self.world.size)
-            x0, noise = (rollout[name][own].to(self.policy.device) for name in ("x0", "noise"))
-            prompts = rollout["prompts"][own]
-            self._kept = Rollout(prompts, self.policy.encode_prompts(prompts), x0, noise)
+            for number, lane in enumerate(self.lanes):
+                own = lane.shard.part(len(rollout["prompts"]) // lane.shard.count)
+                x0, noise = (rollout[name][own].to(self.policy.device) for name in ("x0", "noise"))
+                prompts = rollout["prompts"][own]
+                self._kept[number] = Rollout(prompts, self.policy.encode_prompts(prompts), x0, noise)
 
     # An update's parts
 
-    def _rollout(self, update: int, generator: torch.Generator) -> Rollout:
-        """This process's part of the pictures that an update noises again: new, or kept from the update before."""
-        if self._keeps_rollout(update) and self._kept is not None:
-            return self._kept
-        with kept_whole(self.policy.transformer):
-            self._kept = self._new_rollout(update, generator)
-        return self._kept
+    def _gradient(self, number: int, update: int) -> tuple[float, list[dict[str, float]]]:
+        """The loss of a lane's part of the prompts and what its terms recorded; its weights have their gradient."""
+        lane, generator = self.lanes[number], update_generator(self.config.seed, update)
+        rollout, total, records = self._rollout(number, update, generator), 0.0, []
+        for loss in lane.objective.losses(lane.policy, rollout, self.reward, generator, update):
+            total += self._backward(loss, update, rollout.prompts)
+            records.append(loss.record)
+        return total, records
+
+    def _rollout(self, number: int, update: int, generator: torch.Generator) -> Rollout:
+        """A lane's part of the pictures that an update noises again: new, or kept from the update before."""
+        if not self._keeps_rollout(update) or number not in self._kept:
+            lane = self.lanes[number]
+            with kept_whole(lane.policy.transformer):
+                self._kept[number] = self._new_rollout(lane, update, generator)
+        return self._kept[number]
 
     def _keeps_rollout(self, update: int) -> bool:
         """True where the update takes the rollout of the one before it."""
         return (update - 1) % self.config.updates_per_rollout != 0
 
-    def _new_rollout(self, update: int, generator: torch.Generator) -> Rollout:
+    def _new_rollout(self, lane: Lane, update: int, generator: torch.Generator) -> Rollout:
         number = (update - 1) // self.config.updates_per_rollout + 1
         count, seed = self.config.prompts_per_update, self.config.seed
-        own = self.world.shard.part(count // self.world.size)
+        own = lane.shard.part(count // lane.shard.count)
         until = self.config.offline.until
         if self.offline is not None and (until is None or update <= until):
-            captions, x0, noise = self.offline.latents(self.policy, seed, number, count, own)
-            cond = self.policy.encode_prompts(captions)
-            return self.objective.offline_rollout(captions, cond, x0, noise, generator)
+            captions, x0, noise = self.offline.latents(lane.policy, seed, number, count, own)
+            cond = lane.policy.encode_prompts(captions)
+            return lane.objective.offline_rollout(captions, cond, x0, noise, generator)
         prompts = prompts_of_update(self.prompts, seed, number, count)[own]
-        return self.objective.rollout(self.policy, prompts, self.policy.encode_prompts(prompts), generator)
+        return lane.objective.rollout(lane.policy, prompts, lane.policy.encode_prompts(prompts), generator)
 
     def _backward(self, loss: Loss, update: int, prompts: Sequence[str]) -> float:
         """The loss's value, after its gradient was added."""

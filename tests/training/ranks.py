@@ -32,7 +32,7 @@ def train_part(rank: int, size: int, port: int, config: TrainConfig, out: Path) 
             "records": [(record.loss, record.grad_norm, record.scores["denoise/sigma"]) for record in records],
             "weights": trainer.weights(),
             "resumed": again.weights(),
-            "noise": trainer._kept.noise,
+            "noise": trainer._kept[0].noise,
             "agree": (world.agree(rank == 1), world.agree(False)),
         }
         torch.save(told, out / f"rank-{rank}.pt")

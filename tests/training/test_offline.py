@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from srpo.objectives.direct_align import DirectAlign
 from srpo.policies.flux import FluxPolicy
 from srpo.training import store
 from srpo.training.assemble import assemble
@@ -141,20 +142,20 @@ def test_captions_in_text_files_are_missed_too(tmp_path):
         OfflinePictures.open(tmp_path, SIZES)
 
 
-def test_an_update_takes_the_pictures_until_the_last_that_should_and_samples_then(imagefolder, settings):
+def test_an_update_takes_the_pictures_until_the_last_that_should_and_samples_then(imagefolder, settings, monkeypatch):
     config = replace(settings, offline=OfflineConfig(str(imagefolder), until=1), updates=2)
     trainer = assemble(config)
-    sampled, sample = [], trainer.objective.rollout
-    trainer.objective.rollout = lambda *arguments: sampled.append(1) or sample(*arguments)
+    sampled, sample = [], DirectAlign.rollout
+    monkeypatch.setattr(DirectAlign, "rollout", lambda *arguments: sampled.append(1) or sample(*arguments))
     before = trainer.weights()
     trainer.run_update()
     assert sampled == []
     assert any(not torch.equal(before[name], value) for name, value in trainer.weights().items())
     trainer.run_update()
-    assert sampled == [1]
+    assert sampled == [1] * len(trainer.lanes)
 
 
-def test_stored_rollouts_train_as_the_sampled_ones_do(settings, tmp_path, capsys):
+def test_stored_rollouts_train_as_the_sampled_ones_do(settings, tmp_path, capsys, monkeypatch):
     """They are the latents and the noise that the run itself would have sampled; only their order is drawn anew."""
     options = [f"--set={name}={getattr(settings, name)}" for name in ("model", "reward", "prompts")]
     options += ["--set=max_sequence_length=16", "--set=prompts_per_update=2", "--set=validation.every=0"]
@@ -172,8 +173,9 @@ def test_stored_rollouts_train_as_the_sampled_ones_do(settings, tmp_path, capsys
         assert torch.equal(noise[place], drawn)
 
     trainer = assemble(replace(settings, offline=OfflineConfig(str(folder))))
-    trainer.objective.rollout = lambda *arguments: pytest.fail("sampled")
-    assert len(list(trainer.updates())) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(DirectAlign, "rollout", lambda *arguments: pytest.fail("sampled"))
+        assert len(list(trainer.updates())) == 2
 
     assert store.main([*options, "--rollouts", "1", "--out", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -50,14 +50,14 @@ def test_what_look_raises_ends_the_run_before_the_next_pass(config):
 
     def look():
         seen.append(None)
-        if len(seen) == 4:
+        if len(seen) >= 4:
             raise Enough
 
     moments = preview(config, PROMPTS, SEEDS, look)
     assert next(moments).update == 0  # two steps of one batch
     with pytest.raises(Enough):
         next(moments)
-    assert len(seen) == 4
+    assert len(seen) in (4, 5)  # an update's parts run side by side, and each of them is asked
     assert next(moments, None) is None
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from srpo.objectives.base import Shard
 from srpo.runs import RunFolder
 from srpo.training.checkpoints import read_weights
 from srpo.training.session import resume, train
@@ -307,10 +308,9 @@ class TwoProcesses:
     def mean(self, values):
         return values
 
-    class shard:
-        @staticmethod
-        def part(own):
-            return slice(0, own)
+    @property
+    def shard(self):
+        return Shard(0 if self.is_main else 1, self.size)
 
 
 def test_a_process_that_is_not_the_main_one_writes_nothing_and_stops_when_another_does(tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
 from srpo.objectives.base import Loss
@@ -260,8 +261,10 @@ def test_texts_are_encoded_once_for_all_updates(on_disk, monkeypatch):
     """Five prompts in six updates of two; three texts of each for the reward, with words that take turns."""
     trainer = assemble(small(studio(), updates=6, **on_disk))
     seen, rewarded = [], []
-    encode, embed = trainer.policy.pipe.encode_prompt, trainer.reward._encode_text
-    monkeypatch.setattr(trainer.policy.pipe, "encode_prompt", lambda **kw: seen.append(kw["prompt"]) or encode(**kw))
+    encode, embed = FluxPipeline.encode_prompt, trainer.reward._encode_text
+    monkeypatch.setattr(
+        FluxPipeline, "encode_prompt", lambda pipe, **kw: seen.append(kw["prompt"]) or encode(pipe, **kw)
+    )
     monkeypatch.setattr(trainer.reward, "_encode_text", lambda text: rewarded.append(text) or embed(text))
     list(trainer.updates())
     assert sorted(seen) == sorted(PROMPTS)
