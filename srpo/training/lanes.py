@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -64,14 +65,23 @@ class Threads:
     """One thread for each lane; each of them uses its share of the cores."""
 
     def __init__(self, count: int) -> None:
-        share = max(1, torch.get_num_threads() // count)
-        self._pool = ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(share,))
+        cores = torch.get_num_threads()
+        share = max(1, cores // count)
+        self._pool = ThreadPoolExecutor(count, "lane", initializer=_take, initargs=(share,))
+        self.run([threading.Barrier(count).wait] * count)  # every thread is there once all have met
+        torch.set_num_threads(cores)  # theirs is not what other threads of the process begin with from now on
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
         """What each returns, in their order, once all have ended; what the first of them raised, else."""
         started = [self._pool.submit(job) for job in jobs]
         wait(started)
         return [future.result() for future in started]
+
+
+def _take(num_threads: int) -> None:
+    """This thread's products use so many threads from now on."""
+    torch.get_num_threads()  # a thread's first question for their number sets it to the process's own
+    torch.set_num_threads(num_threads)
 
 
 def _num_cores() -> int:

@@ -27,6 +27,7 @@ from srpo.flow.path import interpolate
 from srpo.flow.recovery import one_step_x0, recover_exactly, recover_x0
 from srpo.objectives.levels import net_weight_curve
 from srpo.training.assemble import assemble
+from srpo.training.lanes import NUM_LANES
 from srpo.training.presets import preset
 
 PROMPT = "a red ball on a beach"
@@ -339,7 +340,8 @@ def test_a_training_stops_before_the_next_pass_of_the_transformer(config, studio
     before = len(passes)
     with pytest.raises(Stopped):
         next(run)
-    assert len(passes) == before + 1  # the call that the flag ended before the transformer's pass
+    # The calls that the flag ended before the transformer's pass, one for each part of an update.
+    assert 1 <= len(passes) - before <= NUM_LANES
 
 
 @pytest.fixture

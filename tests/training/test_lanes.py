@@ -1,6 +1,7 @@
 """Parts of an update side by side: the same update, one memory of weights, and stops and failures that reach all."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -164,3 +165,15 @@ def test_nothing_is_shared_where_only_one_core_may_be_used(cores, threads, monke
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(lanes, "_num_cores", lambda: cores)
     assert not lanes.are_worth_it(8)
+
+
+def test_threads_take_their_share_of_the_cores_and_others_what_they_had():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert lanes.Threads(2).run([torch.get_num_threads] * 2) == [2, 2]
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 4
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
