@@ -268,8 +268,9 @@ def _set(assignments: Sequence[str], device: str) -> list[str]:
 def _environment() -> dict[str, str]:
     """Ours, in which the library is found from any folder, and threads wait for one another as suits a run.
 
-    A thread that sleeps at once costs an update of the miniature half as much time again, one that spins on (libgomp's
-    default: for milliseconds) several times as much wherever another program wants its core; so it spins briefly.
+    Where several share a product, a thread that sleeps at once costs the miniature half as much time again, one that
+    spins on (libgomp's default: for milliseconds) several times as much wherever another program wants its core; so it
+    spins briefly.
     """
     paths = [str(SOURCES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "PYTHONFAULTHANDLER": "1"}
