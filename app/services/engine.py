@@ -28,6 +28,7 @@ from srpo.policies import conversion, hub, places
 from srpo.policies.base import Conditioning
 from srpo.policies.checkpoints import load_transformer, require_fit
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.load import load_policy
 from srpo.rewards.base import to_pil
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Engine:
                 f"The base model is not at {options.model}: start the app with --model FOLDER, a FluxPipeline folder."
             )
         with memory_named(f"load {options.model.name}"):
-            base = FluxPolicy.from_pretrained(
+            base = load_policy(
                 options.model,
                 device=options.device,
                 dtype=dtype_for(options),

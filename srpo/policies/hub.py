@@ -31,7 +31,7 @@ from srpo.runs.atomic import flock
 ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/([\w. /-]+))?")
 # A pipeline's parts, and no more: FLUX.1-dev's repository holds the same weights a second time, as single files.
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-ENDINGS = ("json", "txt", "model", "safetensors")  # what diffusers and transformers read of them
+ENDINGS = ("json", "txt", "jinja", "model", "safetensors")  # what diffusers and transformers read of them
 PIPELINE_PATTERNS = ("model_index.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ENDINGS))
 SUFFIXES = (".safetensors", ".gguf")
 TOKEN = "set HF_TOKEN to a token of your account (huggingface.co/settings/tokens), or run `hf auth login`"

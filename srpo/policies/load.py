@@ -1,0 +1,38 @@
+"""From a pipeline's place to its policy: the one place that knows every family."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from srpo.policies import hub
+from srpo.policies.families import Family, family_of
+from srpo.policies.flux import FluxPolicy
+
+
+def load_policy(place: str | Path, *, local_files_only: bool = True, **options: Any) -> FluxPolicy:
+    """The policy of a saved pipeline, of the family that its model_index.json names.
+
+    place: a folder, or a Hugging Face id in the local cache; with local_files_only=False an id may be downloaded.
+    options: the keywords of `FluxPolicy.from_pretrained`: `device`, `dtype`, `max_sequence_length` and on.
+    ValueError, one sentence, where there is no pipeline, or one of no family that runs here.
+    """
+    module, _, name = _family(place, local_files_only).policy.partition(":")
+    policy = getattr(import_module(module), name)
+    return policy.from_pretrained(place, local_files_only=local_files_only, **options)
+
+
+def _family(place: str | Path, local_files_only: bool) -> Family:
+    if not hub.is_id(place):
+        return family_of(place)
+    if (folder := hub.downloaded(place)) is not None:
+        return family_of(folder)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        index = hf_hub_download(str(place), "model_index.json", local_files_only=local_files_only)
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(hub.absent(place)) from error
+    return family_of(Path(index).parent)
