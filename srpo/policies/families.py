@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,20 @@ FLUX2_KLEIN = Family(
     "FLUX.2 klein", "Flux2KleinPipeline", "Flux2Transformer2DModel", "srpo.policies.flux2:Flux2KleinPolicy"
 )
 FAMILIES = (FLUX, FLUX2_KLEIN)
+# Source: the table of models in the README of black-forest-labs/flux2.
+OPEN, NON_COMMERCIAL = "Apache-2.0", "FLUX Non-Commercial License of Black Forest Labs (non-commercial use)"
+KLEIN_LICENCES = {
+    "FLUX.2-klein-4B": OPEN,
+    "FLUX.2-klein-base-4B": OPEN,
+    "FLUX.2-klein-9B": NON_COMMERCIAL,
+    "FLUX.2-klein-base-9B": NON_COMMERCIAL,
+}
 PIPELINES = " or a ".join(family.pipeline for family in FAMILIES)  # in a sentence, after "a"
 
 
 def family_of(place: str | Path) -> Family:
     """The family of a pipeline's folder. ValueError, one sentence, where there is none, or one of no family here."""
-    name = _pipeline_name(Path(place))
+    name = _index(Path(place))["_class_name"]
     for family in FAMILIES:
         if name == family.pipeline:
             return family
@@ -49,11 +58,26 @@ def is_flux1(place: str | Path) -> bool:
         return True
 
 
-def _pipeline_name(folder: Path) -> str:
-    """The class that a pipeline's folder names. ValueError, one sentence, where it is none."""
+def klein_of(place: str | Path) -> str | None:
+    """The published FLUX.2 klein that an id, a folder or a path in the hub's cache is called by; None for others."""
+    parts = {part.rpartition("--")[2].casefold() for part in Path(place).parts}
+    return next((name for name in KLEIN_LICENCES if name.casefold() in parts), None)
+
+
+def is_distilled(place: str | Path) -> bool:
+    """Whether the place is the folder of a FLUX.2 klein that takes few steps and no guidance."""
+    try:
+        return _index(Path(place)).get("is_distilled") is True
+    except ValueError:
+        return False
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder says of it. ValueError, one sentence, where it is none."""
     if folder.is_dir():
         try:
-            return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+            found = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            return {**found, "_class_name": str(found["_class_name"])}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder} is not a pipeline folder: it holds no readable model_index.json.") from error
     if folder.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.policies import hub
+from srpo.policies.checkpoints import load_transformer
 from srpo.policies.families import Family, family_of
 from srpo.policies.flux import FluxPolicy
 
@@ -21,6 +22,16 @@ def load_policy(place: str | Path, *, local_files_only: bool = True, **options: 
     module, _, name = _family(place, local_files_only).policy.partition(":")
     policy = getattr(import_module(module), name)
     return policy.from_pretrained(place, local_files_only=local_files_only, **options)
+
+
+def with_weights(policy: FluxPolicy, named: str | Path) -> FluxPolicy:
+    """The policy with other weights of its transformer, as a user names them.
+
+    named: a file, a folder or a downloaded id, in any form that `places.find` knows; a LoRA's weight as FILE@0.8.
+    ValueError, one sentence, where there are none, or where they do not fit.
+    """
+    place, weight = hub.located(named)
+    return policy.with_transformer(load_transformer(place, policy.transformer, weight=weight))
 
 
 def _family(place: str | Path, local_files_only: bool) -> Family:
