@@ -121,11 +121,13 @@ _CARDS = (
         reads="the picture alone; 384 pixels",
         range="1 to 10; FLUX.1-dev 5.87",
         bias="reads no text; the paper of SRPO reports it as a measure and studies no bias of it",
-        licence="AGPL-3.0: not shipped, not loaded and not copied here",
-        download="about 3.5 GB",
-        get="pip install aesthetic-predictor-v2-5 in an environment of its own, and score the saved pictures there",
-        checked="not loaded here",
-        is_loadable=False,
+        licence="AGPL-3.0 (the head, which you fetch yourself; nothing of its package is here), Apache-2.0 (SigLIP)",
+        download="3.51 GB (google/siglip-so400m-patch14-384), and a head of about 5 MB",
+        get="hf download google/siglip-so400m-patch14-384 config.json model.safetensors preprocessor_config.json "
+        "--local-dir models/aesthetic-v2.5, put models/aesthetic_predictor_v2_5.pth of "
+        "github.com/discus0434/aesthetic-predictor-v2-5 into that folder, "
+        "then name it aesthetic-v2.5:models/aesthetic-v2.5",
+        checked="the package aesthetic-predictor-v2-5 on the same random weights",
     ),
     Card(
         kind="hpsv3",
