@@ -43,7 +43,6 @@ def test_a_name_says_the_kind_and_the_place(name, expected):
         ("pickscore+srpo:a", "pickscore has no preprocessing 'srpo'"),
         ("hpsv2+crop:a", "hpsv2 has no preprocessing 'crop'"),
         ("hpsv2.1:", "names no place: hf download"),
-        ("hpsv3:a", "HPSv3 .* is not loaded here: pip install hpsv3"),
     ],
 )
 def test_a_name_that_cannot_be_loaded_is_answered_in_one_sentence(name, said):
