@@ -9,7 +9,7 @@ from typing import Any
 
 from srpo.evaluation.records import MAX_SEED as MAX_SEED
 from srpo.miniature import paths
-from srpo.policies import hub, places
+from srpo.policies import hub, places, sizes
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Options:
     miniature's SRPO weights do not fit it, and the miniature's reward and judge know nothing of its pictures.
     """
 
-    model: Path = paths.FLUX  # a FluxPipeline folder, or its id on the hub until it has been downloaded
+    model: Path = paths.FLUX  # a pipeline's folder (srpo.policies.families), or its id on the hub until it is here
     srpo: Path | None = None  # weights over that pipeline, shown as the right side: a path or an id, a LoRA's @WEIGHT
     reward: Path | None = None  # a reward's name: a CLIPModel folder, or KIND:PLACE (srpo.rewards.catalogue)
     judge: Path | None = None
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def max_sequence_length(self) -> int:
-        return self.text_tokens or (64 if self.is_miniature else 512)
+        return self.text_tokens or sizes.text_tokens(self.is_miniature)
 
     @property
     def is_miniature(self) -> bool:

@@ -29,6 +29,7 @@ from srpo.evaluation.benchmark import Judge, Task, markdown, summary
 from srpo.evaluation.records import comparison_texts
 from srpo.miniature import paths
 from srpo.painting import Painter, add_options, read_options, require_seeds
+from srpo.policies import hub
 from srpo.rewards.catalogue import Named, place_of, read_name
 from srpo.runs.atomic import write_file, write_text
 from srpo.runs.environment import fingerprint
@@ -162,7 +163,7 @@ def _keep_plan(file: Path, tasks: Sequence[Task], painter: Painter) -> None:
     """Writes the plan. ValueError, naming what differs, where another one is there."""
     asked = {
         **_settings(painter),
-        "base_weights": fingerprint(painter.base.model),
+        "base_weights": fingerprint(painter.base.place),
         "pictures": [task._asdict() for task in tasks],
     }
     if not file.exists():
@@ -213,12 +214,22 @@ def _pictures(folder: Path, model: str) -> Path:
 def _require_same_weights(folder: Path, model: Model) -> None:
     """Notes by which weights a model's pictures are made. ValueError where some were made by others."""
     note = _pictures(folder, model.name) / "made_with.json"
-    made_with = {"weights": "made elsewhere" if model.is_given else fingerprint(model.weights or BASE)}
+    made_with = {"weights": "made elsewhere" if model.is_given else _fingerprint(model.weights)}
     if not note.exists():
+        if model.weights is not None:
+            hub.require_weights(model.weights)
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, json.dumps(made_with) + "\n")
     elif _read_json(note) != made_with:
         raise ValueError(f"the pictures of {model.name!r} in {folder} were made by other weights: choose another name")
+
+
+def _fingerprint(weights: Path | None) -> str:
+    """What tells weights over the base from all others; a LoRA at another weight is another."""
+    if weights is None:
+        return BASE
+    place, weight = hub.located(weights)
+    return fingerprint(place) if weight == 1 else f"{fingerprint(place)}@{weight:g}"
 
 
 def _paint(folder: Path, models: Sequence[Model], tasks: Sequence[Task], painter: Painter, report: Report) -> None:
@@ -358,7 +369,8 @@ def _parser() -> argparse.ArgumentParser:
         "--entry",
         action="append",
         metavar="NAME[=WEIGHTS]",
-        help="a model: base, NAME=WEIGHTS over it, or the NAME of pictures that lie in FOLDER/pictures/NAME/STYLE, "
+        help="a model: base, NAME=WEIGHTS over it (a file, a folder or an id, a LoRA as FILE@0.8), "
+        "or the NAME of pictures that lie in FOLDER/pictures/NAME/STYLE, "
         "00000.png and on; repeatable (default: base and SRPO, of the miniature)",
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from srpo.policies.families import FLUX, FLUX2_KLEIN, KLEIN_LICENCES, OPEN, Family, is_flux1, klein_of
 from srpo.policies.lora_layouts import lora_alpha, to_kohya
 from srpo.runs import LORA_NAME, WEIGHTS_NAME, RunFolder
 from srpo.runs.atomic import write_folder
@@ -32,8 +33,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def forms_of(run: RunFolder) -> tuple[str, ...]:
-    """The forms a run can take: a LoRA all of them, full weights only their own."""
-    return ("lora", "kohya", "full") if is_lora(run) else ("full",)
+    """The forms a run can take: a LoRA all of them, but kohya's is for FLUX.1; full weights only their own."""
+    if not is_lora(run):
+        return ("full",)
+    return ("lora", "kohya", "full") if is_flux1(run.config().get("model", "")) else ("lora", "full")
 
 
 def is_lora(run: RunFolder) -> bool:
@@ -86,11 +89,11 @@ def _write_full(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) 
         raise ValueError(f"the base model's configuration is not at {base}: a full export needs it")
     (folder / "transformer").mkdir()
     if is_lora(run):
-        from diffusers import FluxTransformer2DModel
+        from diffusers import AutoModel  # whose class its config.json names
 
         from srpo.policies.checkpoints import load_transformer
 
-        whole = load_transformer(source, FluxTransformer2DModel.from_pretrained(base, local_files_only=True))
+        whole = load_transformer(source, AutoModel.from_pretrained(str(base), local_files_only=True))
         weights = whole.state_dict()
     else:
         weights, _ = _read(source)
@@ -147,6 +150,11 @@ def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str
     return "\n\n".join(parts) + "\n"
 
 
+def _family(base: str) -> Family:
+    """The family of a base model; FLUX.1 for what is not here and is not called after another."""
+    return FLUX if is_flux1(base) and klein_of(base) is None else FLUX2_KLEIN
+
+
 def _licence(base: str) -> tuple[list[str], str, str]:
     """Lines for the front matter, the base's public name, and a sentence on its terms, as far as its name tells."""
     if "flux.1-dev" in base.casefold():
@@ -160,21 +168,26 @@ def _licence(base: str) -> tuple[list[str], str, str]:
         return lines, "black-forest-labs/FLUX.1-dev", terms
     if Path(base).parent.name == "miniature":
         return ["license: apache-2.0"], "FLUX miniature (SRPO Studio)", "Base model and weights: Apache-2.0."
+    if (klein := klein_of(base)) is not None:
+        terms = f"These weights derive from {klein} and stay under its licence: {KLEIN_LICENCES[klein]}."
+        front = "license: apache-2.0" if KLEIN_LICENCES[klein] == OPEN else "license: other"
+        return [front], f"black-forest-labs/{klein}", terms
     name = Path(base).name
     return ["license: other"], name, f"These weights derive from {name} and stay under its licence: name it here."
 
 
 def _usage(run: RunFolder, form: str, base: str) -> str:
+    family = _family(str(run.config()["model"]))
     if form == "full":
         return (
-            "import torch\nfrom diffusers import FluxPipeline, FluxTransformer2DModel\n\n"
-            'transformer = FluxTransformer2DModel.from_pretrained("transformer")\n'
-            f'pipe = FluxPipeline.from_pretrained("{base}", transformer=transformer)'
+            f"import torch\nfrom diffusers import {family.pipeline}, {family.transformer}\n\n"
+            f'transformer = {family.transformer}.from_pretrained("transformer")\n'
+            f'pipe = {family.pipeline}.from_pretrained("{base}", transformer=transformer)'
         )
     name = LORA_NAME if form == "lora" else f"{run.name}.safetensors"
     return (
-        "from diffusers import FluxPipeline\n\n"
-        f'pipe = FluxPipeline.from_pretrained("{base}")\npipe.load_lora_weights(".", weight_name="{name}")'
+        f"from diffusers import {family.pipeline}\n\n"
+        f'pipe = {family.pipeline}.from_pretrained("{base}")\npipe.load_lora_weights(".", weight_name="{name}")'
     )
 
 

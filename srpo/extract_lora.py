@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from srpo.evaluation.recovery_errors import psnr
-from srpo.flow.samplers import euler
+from srpo.evaluation.sampling import sample_latents
+from srpo.flow.path import interpolate
 from srpo.policies.checkpoints import load_transformer
-from srpo.policies.flux import FluxPolicy
 from srpo.policies.hub import local
+from srpo.policies.load import load_policy
 from srpo.policies.lora_extraction import Layer, extract
 from srpo.runs.atomic import write_file
 
@@ -88,7 +89,7 @@ def _extracted(base: Path, tuned: Path, options: argparse.Namespace) -> dict[str
 @torch.no_grad()
 def fidelity(pipeline: Path, tuned: Path, lora: Path, options: argparse.Namespace) -> Fidelity:
     """The LoRA over the pipeline's transformer beside the tuned model, from the same noises."""
-    base = FluxPolicy.from_pretrained(
+    base = load_policy(
         pipeline,
         device=options.device,
         dtype=torch.float32 if options.device == "cpu" else torch.bfloat16,
@@ -96,30 +97,23 @@ def fidelity(pipeline: Path, tuned: Path, lora: Path, options: argparse.Namespac
     )
     policies = [base, *(base.with_transformer(load_transformer(it, base.transformer)) for it in (tuned, lora))]
     errors, distances, ratios, base_ratios = [], [], [], []
-    height = width = options.size
+    side = options.size
+    settings = {"num_steps": options.steps, "guidance": options.guidance, "height": side, "width": side}
     for prompt in options.prompt:
         cond = base.encode_prompts([prompt])
         for seed in options.seeds:
-            noise = base.initial_noise(seed, height, width)
-            paths = [_path(policy, noise, cond, options) for policy in policies]
+            made = [sample_latents(policy, [prompt], [seed], **settings) for policy in policies]
+            noise, clean = made[0][0], [x0 for _, x0 in made]
             for sigma in SIGMAS:
-                x_t = (1 - sigma) * paths[1] + sigma * noise  # on the tuned model's own way
+                x_t = interpolate(clean[1], noise, sigma)  # on the tuned model's own way
                 plain, wanted, ours = (policy.velocity(x_t, sigma, cond, options.guidance) for policy in policies)
                 errors.append((ours - wanted).square().sum())
                 distances.append((plain - wanted).square().sum())
-            plain, wanted, ours = (base.decode(x0) for x0 in paths)
+            plain, wanted, ours = (base.decode(x0) for x0 in clean)
             ratios.append(float(psnr(ours, wanted).mean()))
             base_ratios.append(float(psnr(plain, wanted).mean()))
     error = float((torch.stack(errors).sum() / torch.stack(distances).sum().clamp_min(1e-30)).sqrt())
     return Fidelity(error, sum(ratios) / len(ratios), sum(base_ratios) / len(base_ratios))
-
-
-def _path(policy: FluxPolicy, noise: torch.Tensor, cond, options: argparse.Namespace) -> torch.Tensor:
-    """Clean latents from that noise."""
-    sigmas = policy.schedule(options.steps, options.size, options.size)
-    for step in euler(lambda x_t, sigma: policy.velocity(x_t, sigma, cond, options.guidance), noise, sigmas):
-        last = step.x_t
-    return last
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +16,15 @@ import torch
 import transformers
 from PIL import Image
 
-from srpo.evaluation.records import MAX_SEED
+from srpo.evaluation.records import MAX_SEED, sha256_of
 from srpo.evaluation.sampling import sample_images
 from srpo.miniature import paths
-from srpo.policies.checkpoints import WEIGHTS_NAME, load_transformer
+from srpo.policies import hub, sizes
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.load import load_policy, with_weights
 from srpo.rewards.base import to_pil
 
-MINIATURE_SIDE, FULL_SIDE = 128, 1024  # pixels
-MINIATURE_TOKENS, FULL_TOKENS = 64, 512
-MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
+WEIGHTS_HELP = "weights over it: a file, a folder or an id, a LoRA as FILE@0.8 (default: the miniature's SRPO)"
 VERSIONS = ("torch", "diffusers", "transformers")  # the libraries that decide pixels
 
 
@@ -36,8 +34,8 @@ class Settings:
 
     steps: int = 28
     guidance: float = 3.5
-    height: int = MINIATURE_SIDE  # pixels
-    width: int = MINIATURE_SIDE
+    height: int = sizes.MINIATURE_SIDE  # pixels
+    width: int = sizes.MINIATURE_SIDE
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -50,7 +48,7 @@ class Settings:
 class Base:
     """Where the pipeline lies, and how it is run."""
 
-    model: Path  # a FluxPipeline folder, or an id in the local cache of the hub
+    model: Path  # a pipeline's folder (srpo.policies.families), or an id of the hub that was downloaded
     device: str = "cpu"
     text_tokens: int | None = None  # None: what the model was made for
 
@@ -60,11 +58,18 @@ class Base:
 
     @property
     def name(self) -> str:
-        return "FLUX miniature" if self.is_miniature else self.model.name
+        repository = hub.repository_of(self.model)
+        own = self.model.name if repository is None else repository.partition("/")[2]
+        return "FLUX miniature" if self.is_miniature else own
+
+    @property
+    def place(self) -> Path:
+        """Where its files lie. ValueError, one sentence, for an id that was not downloaded."""
+        return hub.local(self.model)
 
     @property
     def max_sequence_length(self) -> int:
-        return self.text_tokens or (MINIATURE_TOKENS if self.is_miniature else FULL_TOKENS)
+        return self.text_tokens or sizes.text_tokens(self.is_miniature)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,21 +90,19 @@ class Painter:
 
     @cached_property
     def policy(self) -> FluxPolicy:
-        """The base model's. ValueError, one sentence, where no FLUX pipeline can be loaded."""
+        """The base model's. ValueError, one sentence, where no pipeline of a family that runs here can be loaded."""
         for library in (diffusers.utils.logging, transformers.utils.logging):
             library.disable_progress_bar()  # it would stand between the lines
-        return FluxPolicy.from_pretrained(
-            self.base.model,
+        return load_policy(
+            self.base.place,
             device=self.base.device,
             dtype=self.base.dtype,
             max_sequence_length=self.base.max_sequence_length,
         )
 
     def policy_with(self, weights: Path | None) -> FluxPolicy:
-        """The policy with these weights of a transformer; the base's own for None."""
-        if weights is None:
-            return self.policy
-        return self.policy.with_transformer(load_transformer(weights, self.policy.transformer))
+        """The policy with these weights of a transformer, as `load.with_weights` names them; the base's for None."""
+        return self.policy if weights is None else with_weights(self.policy, weights)
 
     def require_paintable(self, prompts: Sequence[str]) -> None:
         """ValueError, one sentence, for a prompt the model cannot read whole, or a size it cannot draw."""
@@ -118,25 +121,16 @@ class Painter:
 
     def facts(self, weights: Mapping[str, Path | None]) -> dict[str, Any]:
         """What decides a picture's pixels beside its settings, as the page records it. weights: by a side's name."""
-        hashes = {name: sha256_of(self.base.model if path is None else path) for name, path in weights.items()}
+        places = {name: self.base.place if it is None else hub.located(it)[0] for name, it in weights.items()}
+        hashes = {name: sha256_of(place) for name, place in places.items()}
         return {
-            "base": {"name": self.base.name, "sha256": sha256_of(self.base.model)},
+            "base": {"name": self.base.name, "sha256": sha256_of(self.base.place)},
             "text_tokens": self.base.max_sequence_length,
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "device": self.base.device,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
             "weights_sha256": {name: value for name, value in hashes.items() if value},
         }
-
-
-def sha256_of(weights: Path) -> str | None:
-    """The hash of a transformer's weights; None where they are several files, very large, or not on this disk."""
-    candidates = (weights, weights / "transformer" / WEIGHTS_NAME, weights / WEIGHTS_NAME)
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if file is None or file.stat().st_size > MAX_HASHED_BYTES:
-        return None
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def require_seeds(*seeds: int) -> None:
@@ -155,20 +149,20 @@ def require_srpo(base: Base, named: Path | None) -> Path:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what every command that paints can be told; `read_options` reads it."""
-    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a FluxPipeline folder (default: the miniature)")
+    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a pipeline's folder or id (default: miniature)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ...")
     parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--guidance", type=float, default=Settings.guidance)
-    size = "height and width in pixels (default: 128,128 for the miniature, else 1024,1024)"
+    size = "height and width in pixels (default: what the model was trained for, 1024,1024 for FLUX)"
     parser.add_argument("--size", type=numbers(int, 2), metavar="H,W", help=size)
 
 
 def read_options(options: argparse.Namespace) -> Painter:
     """The painter these options ask for; nothing is loaded. ValueError, one sentence, for settings out of range."""
     base = Base(options.model, options.device, options.text_tokens)
-    height, width = options.size or (MINIATURE_SIDE if base.is_miniature else FULL_SIDE,) * 2
+    height, width = options.size or (sizes.native_side(base.model),) * 2
     return Painter(base, Settings(options.steps, options.guidance, height, width))
 
 

@@ -20,8 +20,9 @@ from srpo.evaluation.sheets import png_texts, sheet
 from srpo.miniature import paths
 from srpo.miniature import recoveries as miniature
 from srpo.painting import numbers
-from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.hub import local, require_weights
+from srpo.policies.load import load_policy, with_weights
 from srpo.rewards.base import image_tensor, to_pil
 from srpo.rewards.clip import ClipReward
 
@@ -44,14 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw(options: argparse.Namespace) -> Path:
     """The sheet's file. Prints a line for every method and level: its errors, with intervals over several noises."""
-    policy = FluxPolicy.from_pretrained(
-        options.model,
+    if options.weights is not None:
+        require_weights(options.weights)
+    policy = load_policy(
+        local(options.model),
         device=options.device,
         dtype=torch.float32 if options.device == "cpu" else torch.bfloat16,
         max_sequence_length=options.text_tokens,
     )
     if options.weights is not None:
-        policy = policy.with_transformer(load_transformer(options.weights, policy.transformer))
+        policy = with_weights(policy, options.weights)
     height, width = options.size
     cond = policy.encode_prompts([options.prompt])
     x0 = _encoded(policy, options) if options.picture else _sampled(policy, options)
@@ -114,8 +117,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="a red ball on a beach at sunset", help="what the model is told")
     parser.add_argument("--out", type=Path, help="the sheet's file, recoveries.png by default; a folder for --figures")
     parser.add_argument("--figures", action="store_true", help="measure the miniature and write docs/recoveries.md")
-    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a FluxPipeline folder")
-    parser.add_argument("--weights", type=Path, help="another transformer over it, such as SRPO's")
+    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a pipeline's folder or id (default: miniature)")
+    parser.add_argument("--weights", type=Path, help="weights over it: a file, a folder or an id, a LoRA as FILE@0.8")
     parser.add_argument("--reward", type=Path, help="a CLIPModel folder, for distances in its eyes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--text-tokens", type=int, default=64)

@@ -17,7 +17,8 @@ from PIL import Image, PngImagePlugin
 
 from srpo.evaluation.records import comparison_texts, file_stem
 from srpo.evaluation.sheets import png_texts, sheet
-from srpo.painting import Painter, add_options, read_options, require_seeds, require_srpo
+from srpo.painting import WEIGHTS_HELP, Painter, add_options, read_options, require_seeds, require_srpo
+from srpo.policies import hub
 from srpo.runs.atomic import write_file
 
 SIDES = {"left": "base", "right": "srpo"}  # as a request of the page calls its models
@@ -40,10 +41,13 @@ def sample(options: argparse.Namespace) -> Iterator[str]:
     """A line for each picture once it is written, then one for the sheet. ValueError before anything is painted."""
     painter = read_options(options)
     weights = {"left": None, "right": require_srpo(painter.base, options.srpo)}
+    hub.require_weights(weights["right"])
     prompts = list(dict.fromkeys(" ".join(prompt.split()) for prompt in options.prompts))
     require_seeds(options.seed)
     painter.require_paintable(prompts)
-    names = {"left": painter.base.name, "right": "SRPO miniature" if painter.base.is_miniature else "SRPO"}
+    _, weight = hub.located(weights["right"])
+    title = "SRPO miniature" if painter.base.is_miniature else "SRPO"
+    names = {"left": painter.base.name, "right": title if weight == 1 else f"{title} × {weight:g}"}
     policies = {side: painter.policy_with(place) for side, place in weights.items()}
     facts = painter.facts({SIDES[side]: place for side, place in weights.items()})
 
@@ -62,8 +66,8 @@ def sample(options: argparse.Namespace) -> Iterator[str]:
             yield f"{path}  {names[side]}, seed {options.seed}, {seconds:.1f} s"
         cells.append(row)
     asked = {"prompts": prompts, "seed": options.seed, **asdict(painter.settings)}
-    title = f"seed {options.seed}, {painter.settings.steps} steps, guidance {painter.settings.guidance:g}"
-    page = sheet(prompts, list(names.values()), cells, title)
+    heading = f"seed {options.seed}, {painter.settings.steps} steps, guidance {painter.settings.guidance:g}"
+    page = sheet(prompts, list(names.values()), cells, heading)
     _save(options.out / SHEET, page, png_texts({"kind": "grid", "request": asked, **facts}))
     yield f"{options.out / SHEET}"
 
@@ -81,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srpo.sample", description=__doc__.splitlines()[0])
     parser.add_argument("prompts", nargs="+", metavar="PROMPT")
     add_options(parser)
-    parser.add_argument("--srpo", type=Path, help="SRPO weights over it, a file or a folder (default: the miniature's)")
+    parser.add_argument("--srpo", type=Path, help=WEIGHTS_HELP)
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder of the pictures (default: samples)")
     return parser
 

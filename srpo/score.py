@@ -125,7 +125,7 @@ def list_cards() -> str:
 def _card_text(card: Card) -> str:
     kinds = "can be trained on, with control words" if card.is_dual_encoder else "judges only: it has no text vectors"
     facts = {
-        "use": kinds if card.is_loadable else "not loaded here",
+        "use": kinds,
         "reads": card.reads,
         "range": card.range,
         "bias": card.bias,

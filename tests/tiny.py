@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -17,6 +24,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -100,6 +110,67 @@ def save_tiny_flux(folder: str | Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
+def tiny_klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Flux2KleinPipeline:
+    """A FLUX.2 klein pipeline of about 0.1 M random weights on the CPU, float32; the same seed gives the same weights.
+
+    As FLUX.2 klein: a VAE of 8 x with 32 channels and measured statistics, Qwen3 with the 27 layers that are read,
+    positions of four numbers and no guidance embedding.
+    """
+    tokenizer = tiny_qwen_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            norm_num_groups=4,
+            layers_per_block=1,
+            latent_channels=32,
+        )
+        vae.bn.running_mean.normal_()  # of a new one they are 0 and 1, and would prove nothing
+        vae.bn.running_var.uniform_(0.5, 2)
+        transformer = Flux2Transformer2DModel(
+            in_channels=128,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            timestep_guidance_channels=32,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        )
+        text_encoder = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=28,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+            )
+        )
+    pipe = Flux2KleinPipeline(
+        scheduler=new_scheduler(),
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+        is_distilled=is_distilled,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save_tiny_klein(folder: str | Path, seed: int = 0, *, is_distilled: bool = False) -> Path:
+    """The folder, now holding what `Flux2KleinPipeline.from_pretrained(folder)` loads."""
+    tiny_klein_pipeline(seed, is_distilled=is_distilled).save_pretrained(folder)
+    return Path(folder)
+
+
 def tiny_clip(folder: str | Path | None = None, seed: int = 0) -> TinyClip:
     """A random CLIP model with its tokenizer and image processor; saved to `folder` as well, where one is given."""
     tokenizer = tiny_clip_tokenizer()
@@ -131,6 +202,21 @@ def tiny_t5_tokenizer() -> T5TokenizerFast:
     pieces += [(character, -5.0) for character in PRINTABLE]
     pieces += [("▁" + word, -3.0) for word in WORDS.split()]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's tokenizer without merges, one token per byte, with a chat template in the manner of Qwen3's."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {piece: index for index, piece in enumerate([*byte_letters(), *marks])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=[], extra_special_tokens=marks[1:], pad_token=marks[0], unk_token=marks[0]
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n"
+        "{% endif %}{% endif %}"
+    )
+    return tokenizer
 
 
 def _text_settings(tokenizer: CLIPTokenizer) -> dict[str, int]:

@@ -17,6 +17,7 @@ from app.services.models import Model
 from app.services.pictures import data_uri, file_stem
 from app.services.requests import CompareRequest, Settings
 from app.services.studio import Studio
+from srpo.policies.families import is_flux1
 
 if TYPE_CHECKING:
     from app.services.engine import Engine, Finished
@@ -218,8 +219,9 @@ def facts_of(studio: Studio, engine: Engine, models: Sequence[Model]) -> dict[st
     from app.services.engine import versions
 
     hashes = {model.id: studio.catalogue.sha256(model) for model in models}
-    # The miniature's pictures are for no other tool: it has text encoders of its own.
-    files = {} if studio.options.is_miniature else {model.id: studio.catalogue.file_of(model) for model in models}
+    # The miniature's pictures are for no other tool: it has text encoders of its own. ComfyUI's workflow is FLUX.1's.
+    is_foreign = studio.options.is_miniature or not is_flux1(studio.options.model)
+    files = {} if is_foreign else {model.id: studio.catalogue.file_of(model) for model in models}
     return {
         **studio.made_with(),
         "dtype": str(engine.base.transformer.dtype).removeprefix("torch."),

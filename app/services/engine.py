@@ -27,7 +27,9 @@ from srpo.flow.samplers import euler
 from srpo.policies import conversion, hub, places
 from srpo.policies.base import Conditioning
 from srpo.policies.checkpoints import load_transformer, require_fit
+from srpo.policies.families import PIPELINES
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.load import load_policy
 from srpo.rewards.base import to_pil
 
 log = logging.getLogger(__name__)
@@ -72,10 +74,10 @@ class Engine:
             if hub.is_id(options.model):
                 raise BadInput(hub.absent(options.model))
             raise BadInput(
-                f"The base model is not at {options.model}: start the app with --model FOLDER, a FluxPipeline folder."
+                f"The base model is not at {options.model}: start the app with --model FOLDER, a {PIPELINES}."
             )
         with memory_named(f"load {options.model.name}"):
-            base = FluxPolicy.from_pretrained(
+            base = load_policy(
                 options.model,
                 device=options.device,
                 dtype=dtype_for(options),

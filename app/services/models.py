@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +10,17 @@ from typing import Any
 
 from app.services.requests import MAX_SIDE, BadInput
 from app.state import Options
+from srpo.evaluation import records
 from srpo.miniature import paths
-from srpo.policies import hub, places
+from srpo.policies import families, hub, places, sizes
+from srpo.policies.sizes import FULL_SIDE as FULL_SIDE
+from srpo.policies.sizes import MINIATURE_SIDE as MINIATURE_SIDE
+from srpo.policies.sizes import is_full_size as is_full_size
 from srpo.rewards.catalogue import card_of
-from srpo.runs import WEIGHTS_NAME, RunFolder, list_runs
+from srpo.runs import RunFolder, list_runs
 
-MINIATURE_SIDE = 128  # pixels
 MINIATURE_GUIDANCE = (1.0, 7.0)  # what its distillation drew from
-FULL_SIDE = 1024
-FULL_WIDTH = 3072  # of the transformer of FLUX.1 dev and schnell, of their fine-tunes and of their pruned forms
 MAX_ENLARGEMENT = 4  # sides beyond what the model was trained for; the time of a step grows with their fourth power
-MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
 BASE, SRPO, RUN = "base", "srpo", "run:"
 TIMES = " × "  # between a LoRA's name and its weight
 # Where SRPO's weights are published: its authors', and the conversions that their model card names.
@@ -42,26 +40,12 @@ class Model:
     weight: float = 1.0  # of a LoRA
 
 
-def is_full_size(model_folder: Path) -> bool:
-    """Whether the pipeline's transformer has the width of FLUX.1 (12 B), told by its configuration.
-
-    What has not been downloaded yet is taken for it, as all pipelines of the hub that are named here have it.
-    """
-    if hub.is_id(model_folder):
-        return True
-    try:
-        config = json.loads((model_folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-        return config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128) == FULL_WIDTH
-    except (OSError, ValueError, AttributeError, TypeError):
-        return False
-
-
 class Catalogue:
     """The models of this process: the base pipeline, its SRPO weights, finished runs, and local paths if allowed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._hashes: dict[tuple[str, float], str] = {}
+        self._hashes: dict[tuple[str, float], str | None] = {}
 
     @property
     def base_name(self) -> str:
@@ -69,12 +53,15 @@ class Catalogue:
             return "FLUX miniature"
         if (repository := hub.repository_of(self.options.model)) is not None:
             return repository.partition("/")[2]
-        return _flux_dev(self.options.model) or f"FLUX ({self.options.model.name})"
+        if (known := _flux_dev(self.options.model) or families.klein_of(self.options.model)) is not None:
+            return known
+        title = "FLUX" if families.is_flux1(self.options.model) else families.FLUX2_KLEIN.title
+        return f"{title} ({self.options.model.name})"
 
     @property
     def native_side(self) -> int:
         """The side of the square pictures that the base was trained for, as far as its configuration tells."""
-        return FULL_SIDE if is_full_size(self.options.model) else MINIATURE_SIDE
+        return sizes.native_side(self.options.model)
 
     @property
     def max_side(self) -> int:
@@ -182,16 +169,15 @@ class Catalogue:
 
     def sha256(self, model: Model) -> str | None:
         """The hash of a model's weights; None where they are several files, a very large one, or gone."""
-        path = _single_file(self.options.model if model.weights is None else model.weights)
         try:
-            if path is None or path.stat().st_size > MAX_HASHED_BYTES:
+            path = records.weights_file(self.options.model if model.weights is None else model.weights)
+            if path is None:
                 return None
             key = str(path.resolve()), path.stat().st_mtime
-            if key not in self._hashes:
-                with path.open("rb") as file:
-                    self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None
+        if key not in self._hashes:
+            self._hashes[key] = records.sha256_of(path)
         return self._hashes[key]
 
     def base_facts(self) -> dict[str, str | None]:
@@ -211,6 +197,8 @@ class Catalogue:
                 f"<b>{html.escape(self.base_name)}</b> weights: FLUX.1 [dev] Non-Commercial License of Black Forest "
                 "Labs (non-commercial use; outputs need review or a filter, and disclosure as AI-made)."
             )
+        elif klein := families.klein_of(options.model):
+            said.append(f"<b>{klein}</b> weights: {families.KLEIN_LICENCES[klein]}.")
         else:
             unknown.append(options.model)
         if card := card_of(options.reward):
@@ -266,12 +254,6 @@ def _is_repository(path: Path, name: str) -> bool:
     """Whether the path names that repository of the Hugging Face hub, in its cache or in a folder called so."""
     whole = f"{path.absolute().as_posix()}/".casefold()
     return any(f"/{form}/".casefold() in whole for form in (name, f"models--{name.replace('/', '--')}"))
-
-
-def _single_file(path: Path) -> Path | None:
-    """The one file of weights that is, or lies in, this path."""
-    candidates = (path, path / "transformer" / WEIGHTS_NAME, path / WEIGHTS_NAME)
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _shortened(name: str) -> str:

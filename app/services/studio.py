@@ -24,12 +24,14 @@ from app.services.public import Budget, Limits
 from app.services.requests import MAX_STEPS, BadInput, Settings
 from app.services.studies import Studies
 from app.state import Options
+from srpo.policies import families
 
 if TYPE_CHECKING:
     from app.services.engine import Engine
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
+DISTILLED = "This FLUX.2 klein is distilled: it is made for 4 steps, and guidance changes nothing."
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Studio:
     def notice(self, settings: Settings) -> str:
         """What a visitor should know about these settings, or nothing."""
         if not self.options.is_miniature:
-            return ""
+            return DISTILLED if families.is_distilled(self.options.model) else ""
         said = []
         if (settings.width, settings.height) != (MINIATURE_SIDE, MINIATURE_SIDE):
             said.append(

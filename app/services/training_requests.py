@@ -23,6 +23,7 @@ from app.services.requests import (
     sentence,
     whole,
 )
+from srpo.policies.families import PIPELINES
 from srpo.runs.atomic import write_text
 from srpo.runs.control import require_name
 
@@ -168,7 +169,7 @@ def _model_folder(value: object) -> Path | None:
         raise ValueError("The model must be the path of a folder.")
     folder = Path(value).expanduser()
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"There is no pipeline in {str(value)[:80]!r}: give the folder of a FluxPipeline.")
+        raise ValueError(f"There is no pipeline in {str(value)[:80]!r}: give the folder of a {PIPELINES}.")
     return folder
 
 
@@ -182,7 +183,7 @@ class TrainRequest(BaseModel):
 
     preset: Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else "")]
     name: RunName = ""
-    model: Annotated[Path | None, BeforeValidator(_model_folder)] = None  # a FluxPipeline folder
+    model: Annotated[Path | None, BeforeValidator(_model_folder)] = None  # a pipeline's folder
     prompts: Annotated[tuple[str, ...], BeforeValidator(_lines)] | None = None  # own ones
     prompt_set: Path | None = None  # or the file of a built-in set
     positive: Annotated[tuple[str, ...], _words("positive")] | None = None

@@ -7,15 +7,19 @@ as in Forge.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import PngImagePlugin
 
 from srpo.evaluation.sheets import SOFTWARE, png_texts
+from srpo.runs import WEIGHTS_NAME
 
 MAX_SEED = 2**32 - 1  # what other tools' PNG texts can carry
+MAX_HASHED_BYTES = 2**30  # a 48 GB file would take minutes
 
 
 def file_stem(prompt: str, seed: int, suffix: str) -> str:
@@ -56,3 +60,21 @@ def comparison_texts(
     record = {"kind": "compare", "side": side, "names": dict(names), "request": dict(request), **facts}
     model = names.get(side, f"difference of {names['left']} and {names['right']}")
     return png_texts(record, parameters_text(text, request, model))
+
+
+def weights_file(place: Path) -> Path | None:
+    """The one file of weights that is, or lies in, this path; None where there is none, or where they are several."""
+    candidates = (place, place / "transformer" / WEIGHTS_NAME, place / WEIGHTS_NAME)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def sha256_of(place: Path) -> str | None:
+    """The hash of a transformer's weights; None where they are several files, a very large one, or gone."""
+    try:
+        file = weights_file(place)
+        if file is None or file.stat().st_size > MAX_HASHED_BYTES:
+            return None
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,5 +1,7 @@
 """FLUX's tokens: every 2 x 2 square of latents is one token, with its row and column as its position.
 
+FLUX.2 packs alike; its positions have a fourth number, which is an image's 0 and counts the tokens of a text.
+
 C latent channels, h w latent height and width, L = (h / 2) (w / 2) image tokens, T text tokens
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 PATCH = 2  # latents per side of a token
 
@@ -41,6 +44,16 @@ def image_ids(height: int, width: int, device: torch.device | None = None) -> Te
 def text_ids(num_tokens: int, device: torch.device | None = None) -> Tensor:
     """(T, 3) positions of text tokens, all zero: FLUX gives text no place. float32."""
     return torch.zeros(num_tokens, 3, device=device)
+
+
+def flux2_image_ids(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(L, 4) positions (0, row, column, 0) of the tokens of latents height x width, float32. ValueError where odd."""
+    return F.pad(image_ids(height, width, device), (0, 1))
+
+
+def flux2_text_ids(num_tokens: int, device: torch.device | None = None) -> Tensor:
+    """(T, 4) positions (0, 0, 0, place in the text) of text tokens, float32."""
+    return F.pad(torch.arange(num_tokens, dtype=torch.float32, device=device)[:, None], (3, 0))
 
 
 def _require_even(height: int, width: int) -> None:

@@ -46,6 +46,20 @@ def flux_mu(
     return num_tokens * slope + (base_shift - slope * base_tokens)
 
 
+def flux2_mu(num_tokens: int, num_steps: int) -> float:
+    """FLUX.2's shift exponent mu for an image of `num_tokens` packed tokens in so many steps.
+
+    Two lines in the number of tokens are known, fitted at 10 and at 200 steps; mu goes straight from one to the other.
+    Above 4300 tokens that of 200 steps holds for all. Source: black-forest-labs/flux2, `compute_empirical_mu`.
+    """
+    at_200 = 0.00016927 * num_tokens + 0.45666666
+    if num_tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * num_tokens + 1.89833333
+    slope = (at_200 - at_10) / 190
+    return slope * num_steps + (at_200 - slope * 200)
+
+
 def shift_sigmas_exponential(sigmas: Tensor, mu: float) -> Tensor:
     """`sigmas` moved towards noise by e^mu: e^mu / (e^mu + 1 / sigma - 1), the same curve as `shift_sigmas(., e^mu)`.
 

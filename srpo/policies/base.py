@@ -8,7 +8,7 @@ B batch, C latent channels, H W image height and width in pixels, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,22 +21,30 @@ class Conditioning:
     """Encoded prompts: what the model sees of the text, computed once per prompt."""
 
     prompt_embeds: Tensor  # (B, T, D) one vector per text token
-    pooled: Tensor  # (B, P) one vector per prompt
+    pooled: Tensor | None = None  # (B, P) one vector per prompt; None for a model that reads none
 
     def __len__(self) -> int:
         return self.prompt_embeds.shape[0]
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Conditioning:
         """The chosen prompts; `index` keeps the batch axis (a slice, a list or a tensor of positions)."""
-        return Conditioning(self.prompt_embeds[index], self.pooled[index])
+        return self._each(lambda part: part[index])
+
+    def to(self, device: str | torch.device) -> Conditioning:
+        return self._each(lambda part: part.to(device))
 
     @property
     def nbytes(self) -> int:
-        return self.prompt_embeds.nbytes + self.pooled.nbytes
+        return self.prompt_embeds.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        return Conditioning(torch.cat([p.prompt_embeds for p in parts]), torch.cat([p.pooled for p in parts]))
+        """All prompts of the parts, in order; the parts are of one model, so all have `pooled` or none."""
+        pooled = None if parts[0].pooled is None else torch.cat([p.pooled for p in parts])
+        return Conditioning(torch.cat([p.prompt_embeds for p in parts]), pooled)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning(change(self.prompt_embeds), None if self.pooled is None else change(self.pooled))
 
 
 class Policy(Protocol):

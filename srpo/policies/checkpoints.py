@@ -1,4 +1,4 @@
-"""Weights of a FLUX transformer on disk, in every form they are published in (srpo.policies.places lists them).
+"""Weights of a transformer on disk, in every form they are published in (srpo.policies.places lists them).
 
 A file is believed only after its header: keys, shapes and types are compared with the base model's before anything is
 allocated. Tensors are then read, converted and placed one by one: a 47 GB float32 file needs the memory of the
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, GGUFQuantizationConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,10 +27,11 @@ from srpo.runs.atomic import write_file
 
 __all__ = ["WEIGHTS_NAME", "load_transformer", "require_fit", "save_transformer"]
 
+Transformer = FluxTransformer2DModel | Flux2Transformer2DModel
 SAVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def load_transformer(place: str | Path, base: FluxTransformer2DModel, *, weight: float = 1.0) -> FluxTransformer2DModel:
+def load_transformer(place: str | Path, base: Transformer, *, weight: float = 1.0) -> Transformer:
     """A new transformer of the base's architecture, precision and device with the weights at `place`, in eval mode.
 
     place: a pipeline's, a transformer's or a run's folder, or one file, in any form that `places.find` knows.
@@ -45,13 +46,13 @@ def load_transformer(place: str | Path, base: FluxTransformer2DModel, *, weight:
     if found.is_quantised:
         return _quantised(recipe, base)
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(base.config)
+        transformer = type(base).from_config(base.config)
     weights = {name: tensors.read_weight(pieces, base.dtype).to(base.device) for name, pieces in recipe.items()}
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 
 
-def require_fit(found: Found, base: FluxTransformer2DModel, *, weight: float = 1.0) -> None:
+def require_fit(found: Found, base: Transformer, *, weight: float = 1.0) -> None:
     """Nothing where these weights are of the base's architecture, by their headers; ValueError, one sentence, else."""
     expected = {name: tuple(it.shape) for name, it in base.state_dict().items()}
     if found.kind == "lora":
@@ -75,19 +76,19 @@ def _named(found: Found) -> Iterator[None]:
         raise ValueError(f"{found.place} does not fit this model: {error}.") from error
 
 
-def _merged(found: Found, base: FluxTransformer2DModel, weight: float) -> FluxTransformer2DModel:
+def _merged(found: Found, base: Transformer, weight: float) -> Transformer:
     """A copy of the base with the LoRA in its weights."""
     adapters = {name: tensors.read_weight((Piece.whole(entry),)) for name, entry in found.entries.items()}
     weights = {name: it.clone() for name, it in base.state_dict().items()}
     with _named(found):
         merge_lora(weights, adapters, found.metadata, weight=weight)
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(base.config)
+        transformer = type(base).from_config(base.config)
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 
 
-def _quantised(recipe: Mapping[str, Pieces], base: FluxTransformer2DModel) -> FluxTransformer2DModel:
+def _quantised(recipe: Mapping[str, Pieces], base: Transformer) -> Transformer:
     """The model whose linear layers keep GGUF's blocks and compute in the base's precision."""
     gguf = tensors.require_gguf()
     from diffusers.quantizers.gguf.utils import GGUFParameter  # imports gguf, which is optional
@@ -102,7 +103,7 @@ def _quantised(recipe: Mapping[str, Pieces], base: FluxTransformer2DModel) -> Fl
             weights[name] = tensors.read_weight(pieces, base.dtype)
     with tempfile.TemporaryDirectory() as folder:  # diffusers takes a configuration by its folder alone
         base.save_config(folder)
-        transformer = FluxTransformer2DModel.from_single_file(
+        transformer = type(base).from_single_file(
             weights,
             config=folder,
             quantization_config=GGUFQuantizationConfig(compute_dtype=base.dtype),
@@ -113,7 +114,7 @@ def _quantised(recipe: Mapping[str, Pieces], base: FluxTransformer2DModel) -> Fl
     return transformer.eval()
 
 
-def save_transformer(transformer: FluxTransformer2DModel, path: str | Path, dtype: torch.dtype) -> Path:
+def save_transformer(transformer: Transformer, path: str | Path, dtype: torch.dtype) -> Path:
     """The safetensors file at `path`, now complete on disk, with all weights in `dtype`.
 
     A crash leaves either the old file or the new one. `transformer.load_state_dict(load_file(path))` reads it.
@@ -135,7 +136,7 @@ def save_transformer(transformer: FluxTransformer2DModel, path: str | Path, dtyp
     return path
 
 
-def _require_same_config(config: Path, base: FluxTransformer2DModel) -> None:
+def _require_same_config(config: Path, base: Transformer) -> None:
     """Nothing where the base's settings lie beside the weights, or none of a model; ValueError for other settings.
 
     Most of them show in the shapes of the weights, but not all: the axes of the position embedding do not.

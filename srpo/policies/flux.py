@@ -6,13 +6,11 @@ B batch, C latent channels (16), H W image height and width in pixels, T text to
 from __future__ import annotations
 
 import copy
-import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -26,6 +24,8 @@ from srpo.flow.path import require_full_precision
 from srpo.flow.schedule import flux_sigmas, linear_sigmas, shift_sigmas
 from srpo.policies.base import Conditioning
 from srpo.policies.checkpoints import WEIGHTS_NAME
+from srpo.policies.families import FLUX, Family, family_of
+from srpo.policies.hub import is_id
 from srpo.policies.lora import LORA_NAME, has_lora, lora_metadata, lora_weights
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
@@ -35,9 +35,9 @@ TEXT_CACHE_BYTES = 2**31  # of encoded prompts, on the CPU: 500 of FLUX.1-dev's 
 
 
 class TokenCount(NamedTuple):
-    """How long a prompt is for the T5 encoder and how long it may be; what is over is cut off."""
+    """How long a prompt is for the text encoder and how long it may be; what is over is cut off."""
 
-    tokens: int  # the end mark included
+    tokens: int  # all that the encoder reads, its end mark or its frame included
     limit: int
 
 
@@ -47,7 +47,16 @@ class FluxPolicy:
     The transformer keeps its precision: inputs are converted to it, the velocity to float32. Gradients reach its
     weights, the latents and the image, where the caller enables them. Text encoders and VAE are frozen, and all parts
     are in eval mode.
+
+    A model that differs in what is named here, and in the methods that say so, is a subclass (`flux2.py`).
     """
+
+    family: ClassVar[Family] = FLUX
+    pipeline_class: ClassVar[type] = FluxPipeline
+    parts: ClassVar[tuple[str, ...]] = PARTS
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    # In which settings a second transformer must equal the first, so that it reads the same latents and texts.
+    shared_settings: ClassVar[tuple[str, ...]] = ("in_channels", "joint_attention_dim", "pooled_projection_dim")
 
     def __init__(
         self,
@@ -59,21 +68,21 @@ class FluxPolicy:
     ) -> None:
         """A policy over the pipeline's parts, which stay shared with it.
 
-        max_sequence_length: T5 tokens per prompt, 1 to 512 (FLUX.1-dev's default); fewer are faster.
+        max_sequence_length: text tokens per prompt, 1 to 512 (the pipeline's default); fewer are faster.
         checkpoint_decode: recompute the VAE's decoder in the backward pass instead of keeping its activations.
         autocast: the transformer's products are computed in bf16, whatever its weights; its timestep is rounded too.
         ValueError for another pipeline, one that lacks a part, another sampler, or a length out of range.
         """
-        if not isinstance(pipe, FluxPipeline):
-            raise ValueError(f"A FluxPipeline is needed, not a {type(pipe).__name__}.")
-        if missing := [part for part in PARTS if getattr(pipe, part, None) is None]:
+        if not isinstance(pipe, self.pipeline_class):
+            raise ValueError(f"A {self.pipeline_class.__name__} is needed, not a {type(pipe).__name__}.")
+        if missing := [part for part in self.parts if getattr(pipe, part, None) is None]:
             raise ValueError(f"The FLUX pipeline lacks {', '.join(missing)}: load it with all its parts.")
         if not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
             raise ValueError(f"FLUX needs a FlowMatchEulerDiscreteScheduler, not a {type(pipe.scheduler).__name__}.")
         if not 1 <= max_sequence_length <= 512:
             raise ValueError(f"max_sequence_length must be 1 to 512 tokens, not {max_sequence_length}.")
-        for frozen in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-            frozen.requires_grad_(False).eval()
+        for name in ("vae", *self.text_encoders):
+            getattr(pipe, name).requires_grad_(False).eval()
         pipe.transformer.eval()
         if checkpoint_decode:
             pipe.vae.enable_gradient_checkpointing()  # block by block, so the peak falls as well
@@ -107,11 +116,13 @@ class FluxPolicy:
     ) -> FluxPolicy:
         """The policy of a saved FLUX pipeline: of a folder, or of a Hugging Face id in the local cache.
 
-        With local_files_only=False an id may be downloaded. ValueError where no FLUX pipeline can be loaded.
+        With local_files_only=False an id may be downloaded. ValueError where no such pipeline can be loaded.
+        `load.load_policy` chooses the class by what the folder holds.
         """
-        _require_flux(folder_or_id)
+        if not is_id(folder_or_id) and (found := family_of(folder_or_id)) is not cls.family:
+            raise ValueError(f"{folder_or_id} holds a {found.pipeline}, not a {cls.family.pipeline}: use load_policy.")
         try:
-            pipe = FluxPipeline.from_pretrained(folder_or_id, dtype=dtype, local_files_only=local_files_only)
+            pipe = cls.pipeline_class.from_pretrained(folder_or_id, dtype=dtype, local_files_only=local_files_only)
         except (OSError, ValueError, SafetensorError) as error:
             where = "is incomplete or damaged" if Path(folder_or_id).is_dir() else "is no folder and not downloaded"
             reason = " ".join(str(error).split())[:300]
@@ -128,14 +139,21 @@ class FluxPolicy:
 
         ValueError for a transformer that does not read this policy's latents and texts.
         """
-        for name in ("in_channels", "joint_attention_dim", "pooled_projection_dim"):
+        if not isinstance(transformer, type(self.transformer)):
+            wanted = type(self.transformer).__name__
+            raise ValueError(f"The transformer must be a {wanted}, not a {type(transformer).__name__}.")
+        for name in self.shared_settings:
             ours, theirs = self.transformer.config[name], transformer.config[name]
             if ours != theirs:
                 raise ValueError(f"The transformer's {name} must be {ours}, as the first one's, not {theirs}.")
         second = copy.copy(self)
         second.called = None
-        second.pipe = FluxPipeline(**{**self.pipe.components, "transformer": transformer.eval()})
+        second.pipe = self._pipeline({**self.pipe.components, "transformer": transformer.eval()})
         return second
+
+    def _pipeline(self, parts: dict) -> FluxPipeline:
+        """A pipeline of these parts, with this one's settings."""
+        return FluxPipeline(**parts)
 
     @property
     def transformer(self) -> FluxTransformer2DModel:
@@ -183,9 +201,14 @@ class FluxPolicy:
         _, rows, columns = self.latent_shape(height, width)
         if not config.use_dynamic_shifting:
             return shift_sigmas(linear_sigmas(num_steps), config.shift)
+        return self._shifted_sigmas(num_steps, rows * columns // PATCH**2)
+
+    def _shifted_sigmas(self, num_steps: int, num_tokens: int) -> Tensor:
+        """(num_steps + 1,) noise levels, shifted by the number of image tokens."""
+        config = self.pipe.scheduler.config
         return flux_sigmas(
             num_steps,
-            num_tokens=rows * columns // PATCH**2,
+            num_tokens=num_tokens,
             base_tokens=config.base_image_seq_len,
             max_tokens=config.max_image_seq_len,
             base_shift=config.base_shift,
@@ -207,7 +230,7 @@ class FluxPolicy:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """What FluxPipeline.encode_prompt makes of the prompts, each padded to max_sequence_length; without gradient.
+        """What the pipeline's encode_prompt makes of the prompts, padded to max_sequence_length; without gradient.
 
         A prompt is encoded alone and remembered, so what the model sees of it never depends on what else was asked.
         ValueError for no prompts, or for one string instead of a list.
@@ -215,22 +238,25 @@ class FluxPolicy:
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"A list of one or more prompts is needed, not {prompts!r}.")
         with self._text_lock:
-            encoded = Conditioning.cat([self._encoded(prompt) for prompt in prompts])
-        return Conditioning(encoded.prompt_embeds.to(self.device), encoded.pooled.to(self.device))
+            return Conditioning.cat([self._encoded(prompt) for prompt in prompts]).to(self.device)
 
     def _encoded(self, prompt: str) -> Conditioning:
         """One prompt's encoding on the CPU, from the bounded cache where it is there."""
         key = (prompt, self.max_sequence_length)
         if key not in self._text_cache:
-            prompt_embeds, pooled, _ = self.pipe.encode_prompt(
-                prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
-            )
-            self._text_cache[key] = Conditioning(prompt_embeds.cpu(), pooled.cpu())
+            self._text_cache[key] = self._encode(prompt).to("cpu")
         self._text_cache.move_to_end(key)
         room = max(1, TEXT_CACHE_BYTES // self._text_cache[key].nbytes)
         while len(self._text_cache) > room:
             self._text_cache.popitem(last=False)
         return self._text_cache[key]
+
+    def _encode(self, prompt: str) -> Conditioning:
+        """One prompt's encoding, computed."""
+        prompt_embeds, pooled, _ = self.pipe.encode_prompt(
+            prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return Conditioning(prompt_embeds, pooled)
 
     def count_tokens(self, prompt: str) -> TokenCount:
         """The prompt's length in T5 tokens, and the most that are read."""
@@ -256,21 +282,30 @@ class FluxPolicy:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             packed = (self.called or transformer)(
                 hidden_states=pack(x_t).to(dtype),
-                timestep=_one_each("sigma", sigma, x_t),  # the model multiplies by 1000 itself
-                guidance=_one_each("guidance", guidance, x_t) if transformer.config.guidance_embeds else None,
-                encoder_hidden_states=cond.prompt_embeds.to(device, dtype),
-                pooled_projections=cond.pooled.to(device, dtype),
+                timestep=one_each("sigma", sigma, x_t),  # the model multiplies by 1000 itself
+                guidance=one_each("guidance", guidance, x_t) if transformer.config.guidance_embeds else None,
                 img_ids=self._position_ids(rows, columns, device),
-                txt_ids=text_ids(cond.prompt_embeds.shape[1], device),
                 return_dict=False,
+                **self._text_inputs(cond, device, dtype),
             )[0]
         return unpack(packed, rows, columns).float()
+
+    def _text_inputs(self, cond: Conditioning, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What the transformer is given of the prompts, by its own names."""
+        return {
+            "encoder_hidden_states": cond.prompt_embeds.to(device, dtype),
+            "pooled_projections": cond.pooled.to(device, dtype),
+            "txt_ids": text_ids(cond.prompt_embeds.shape[1], device),
+        }
 
     def _position_ids(self, rows: int, columns: int, device: torch.device) -> Tensor:
         key = (rows, columns, device)
         if key not in self._image_ids:
-            self._image_ids[key] = image_ids(rows, columns, device)
+            self._image_ids[key] = self._new_image_ids(rows, columns, device)
         return self._image_ids[key]
+
+    def _new_image_ids(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        return image_ids(rows, columns, device)
 
     # Images
 
@@ -283,8 +318,7 @@ class FluxPolicy:
             raise ValueError(f"An image must be (B, 3, H, W), not {tuple(image.shape)}.")
         self.latent_shape(*image.shape[-2:])
         vae = self.pipe.vae
-        latents = vae.encode((2 * image - 1).to(vae.dtype)).latent_dist.mode().float()
-        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        return self._normalized(vae.encode((2 * image - 1).to(vae.dtype)).latent_dist.mode().float())
 
     def decode(self, x0: Tensor, clamp: bool = True) -> Tensor:
         """Image (B, 3, H, W) of clean latents (B, C, H/8, W/8), float32, differentiable.
@@ -293,10 +327,19 @@ class FluxPolicy:
         """
         require_full_precision(x0=x0)
         vae = self.pipe.vae
-        latents = x0 / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+        image = vae.decode(self._denormalized(x0).to(vae.dtype), return_dict=False)[0].float()
         image = image / 2 + 0.5
         return image.clamp(0, 1) if clamp else image
+
+    def _normalized(self, latents: Tensor) -> Tensor:
+        """The VAE's latents as the transformer knows them; same shape."""
+        config = self.pipe.vae.config
+        return (latents - config.shift_factor) * config.scaling_factor
+
+    def _denormalized(self, x0: Tensor) -> Tensor:
+        """The transformer's clean latents as the VAE knows them: the inverse of `_normalized`."""
+        config = self.pipe.vae.config
+        return x0 / config.scaling_factor + config.shift_factor
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
@@ -325,7 +368,7 @@ class FluxPolicy:
         return torch.linalg.lstsq(inputs, colours).solution.float()
 
 
-def _one_each(name: str, value: float | Tensor, latents: Tensor) -> Tensor:
+def one_each(name: str, value: float | Tensor, latents: Tensor) -> Tensor:
     """(B,) float32 on the latents' device. ValueError for a tensor that is neither () nor (B,)."""
     batch = len(latents)
     if not isinstance(value, Tensor):
@@ -333,19 +376,3 @@ def _one_each(name: str, value: float | Tensor, latents: Tensor) -> Tensor:
     if value.shape not in ((), (batch,)):
         raise ValueError(f"`{name}` must be a number or one number per image ({batch}), not {tuple(value.shape)}.")
     return value.to(latents.device, torch.float32).expand(batch)
-
-
-def _require_flux(folder_or_id: str | Path) -> None:
-    """Nothing for the folder of a FLUX pipeline, or for an id; else ValueError, before anything is loaded."""
-    path = Path(folder_or_id)
-    if path.is_dir():
-        try:
-            name = json.loads((path / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a pipeline folder: it holds no readable model_index.json.") from error
-        if name != "FluxPipeline":
-            raise ValueError(f"{path} holds a {name}; choose the folder of a FluxPipeline.")
-    elif path.exists():
-        raise ValueError(f"{path} is a file; choose the folder of a FluxPipeline.")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_id)):
-        raise ValueError(f"There is no folder {path}; choose the folder of a FluxPipeline.")

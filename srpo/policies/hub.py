@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from srpo.policies.places import LORA_NAME, WEIGHTS_NAME
+from srpo.policies.places import LORA_NAME, WEIGHTS_NAME, find, split_weight
 from srpo.runs.atomic import flock
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/([\w. /-]+))?")
 # A pipeline's parts, and no more: FLUX.1-dev's repository holds the same weights a second time, as single files.
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-ENDINGS = ("json", "txt", "model", "safetensors")  # what diffusers and transformers read of them
+ENDINGS = ("json", "txt", "jinja", "model", "safetensors")  # what diffusers and transformers read of them
 PIPELINE_PATTERNS = ("model_index.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ENDINGS))
 SUFFIXES = (".safetensors", ".gguf")
 TOKEN = "set HF_TOKEN to a token of your account (huggingface.co/settings/tokens), or run `hf auth login`"
@@ -131,6 +131,20 @@ def local(place: str | Path) -> Path:
     if (found := downloaded(place)) is None:
         raise ValueError(absent(place))
     return found
+
+
+def located(named: str | Path) -> tuple[Path, float]:
+    """(path, weight) of weights as a user names them: a path or an id, a LoRA's weight behind an @.
+
+    ValueError, one sentence, for an id that was not downloaded, or a weight out of range.
+    """
+    place, weight = split_weight(named)
+    return local(place), weight
+
+
+def require_weights(named: str | Path) -> None:
+    """Nothing where `located` finds weights of a form that is read here, by their headers; ValueError, one sentence."""
+    find(located(named)[0])
 
 
 def absent(place: str | Path) -> str:

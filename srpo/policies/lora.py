@@ -1,4 +1,4 @@
-"""LoRA on a FLUX transformer, by peft: adapters beside frozen linear layers, in the layout that diffusers reads."""
+"""LoRA on a transformer, by peft: adapters beside frozen linear layers, in the layout that diffusers reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, Change, changes_of, rows_of, strength_of
@@ -19,9 +18,7 @@ Shape = tuple[int, ...]
 ADAPTER = ".default"  # peft's name for it, which files leave out
 
 
-def add_lora(
-    transformer: FluxTransformer2DModel, *, rank: int, alpha: float, targets: Sequence[str], seed: int
-) -> None:
+def add_lora(transformer: torch.nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
     """Freezes the transformer and adds adapters, float32, to its linear layers whose names end as `targets` say.
 
     They change nothing yet: A is Gaussian (std 1 / rank, from `seed` alone), B is zero. ValueError where no layer fits,

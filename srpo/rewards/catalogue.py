@@ -34,7 +34,6 @@ class Card:
     get: str  # what to do to have it
     checked: str  # against what our scores were compared
     scale: float = 1.0  # what multiplies the cosine of a dual encoder
-    is_loadable: bool = True  # False: not loaded here; `get` says how to use it on its own
     is_dual_encoder: bool = False  # True: SRPO's control words can be used, so it can be trained on
 
 
@@ -121,23 +120,27 @@ _CARDS = (
         reads="the picture alone; 384 pixels",
         range="1 to 10; FLUX.1-dev 5.87",
         bias="reads no text; the paper of SRPO reports it as a measure and studies no bias of it",
-        licence="AGPL-3.0: not shipped, not loaded and not copied here",
-        download="about 3.5 GB",
-        get="pip install aesthetic-predictor-v2-5 in an environment of its own, and score the saved pictures there",
-        checked="not loaded here",
-        is_loadable=False,
+        licence="AGPL-3.0 (the head, which you fetch yourself; nothing of its package is here), Apache-2.0 (SigLIP)",
+        download="3.51 GB (google/siglip-so400m-patch14-384), and a head of about 5 MB",
+        get="hf download google/siglip-so400m-patch14-384 config.json model.safetensors preprocessor_config.json "
+        "--local-dir models/aesthetic-v2.5, put models/aesthetic_predictor_v2_5.pth of "
+        "github.com/discus0434/aesthetic-predictor-v2-5 into that folder, "
+        "then name it aesthetic-v2.5:models/aesthetic-v2.5",
+        checked="the package aesthetic-predictor-v2-5 on the same random weights",
     ),
     Card(
         kind="hpsv3",
         title="HPSv3 (Qwen2-VL-7B and a head)",
         reads="the picture and the text; about 200,000 pixels",
-        range="use mu; FLUX.1-dev about 13.5",
+        range="the mean of a Gaussian; FLUX.1-dev about 13.5",
         bias="not studied by the paper of SRPO",
-        licence="MIT",
+        licence="MIT (HPSv3), Apache-2.0 (Qwen2-VL-7B-Instruct)",
         download="about 17 GB",
-        get="pip install hpsv3 in an environment of its own on a GPU, and score the saved pictures there",
-        checked="not loaded here",
-        is_loadable=False,
+        get="hf download MizzenAI/HPSv3 HPSv3.safetensors --local-dir models/HPSv3, "
+        "hf download Qwen/Qwen2-VL-7B-Instruct config.json tokenizer.json tokenizer_config.json --local-dir "
+        "models/HPSv3 and, for its instruction, pip install --no-deps --target models/HPSv3 hpsv3==1.0.0, "
+        "then name it hpsv3:models/HPSv3, on a GPU of 24 GB",
+        checked="the package hpsv3 1.0.0 over transformers 4.45 on the same random weights",
     ),
 )
 CARDS: dict[str, Card] = {card.kind: card for card in _CARDS}
@@ -164,7 +167,7 @@ def read_name(name: str | Path) -> Named:
     """The reward of that name: KIND:PLACE, KIND+srpo:PLACE, or PLACE alone, whose kind is then looked up.
 
     A place alone is what its reward.json says, HPSv2 or PickScore where it is called so, and else CLIP. ValueError, one
-    sentence, for an unknown kind, a preprocessing that a reward has not, or a reward that is not loaded here.
+    sentence, for an unknown kind, or a preprocessing that a reward has not.
     """
     text = str(name).strip()
     head, colon, place = text.partition(":")
@@ -173,8 +176,6 @@ def read_name(name: str | Path) -> Named:
     kind, plus, preprocessing = head.partition("+")
     if kind not in CARDS:
         raise ValueError(f"there is no kind of reward {kind!r}: choose {', '.join(CARDS)}, or name a folder alone")
-    if not CARDS[kind].is_loadable:
-        raise ValueError(f"{CARDS[kind].title} is not loaded here: {CARDS[kind].get}")
     if plus and (preprocessing != "srpo" or kind not in ("hpsv2", "hpsv2.1")):
         raise ValueError(f"{kind} has no preprocessing {preprocessing!r}: only hpsv2+srpo and hpsv2.1+srpo have one")
     if not place.strip():

@@ -106,6 +106,11 @@ class ClipReward:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def width(self) -> int:
+        """D, the length of the vectors."""
+        return self.model.config.projection_dim
+
     def score(self, image: Tensor, texts: Sequence[str]) -> Tensor:
         """(B,) scaled cosines of images (B, 3, H, W) in [0, 1] and one text each."""
         if len(texts) != len(image):

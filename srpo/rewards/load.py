@@ -26,7 +26,7 @@ def load_reward(
     """
     named = name if isinstance(name, Named) else read_name(name)
     place = Path(named.place)
-    if not place.exists() and named.kind in ("imagereward", "aesthetic"):
+    if not place.exists() and named.kind in ("imagereward", "aesthetic", "aesthetic-v2.5", "hpsv3"):
         raise ValueError(f"{named.card.title} is not at {named.place}: {named.card.get}")
     if named.kind == "imagereward":
         from srpo.rewards.image_reward import ImageReward
@@ -36,6 +36,14 @@ def load_reward(
         from srpo.rewards.aesthetic import AestheticReward
 
         return AestheticReward.from_published(place, device=device)
+    if named.kind == "aesthetic-v2.5":
+        from srpo.rewards.aesthetic import AestheticReward
+
+        return AestheticReward.from_published_v25(place, device=device)
+    if named.kind == "hpsv3":
+        from srpo.rewards.hpsv3 import HPSv3Reward
+
+        return HPSv3Reward.from_published(place, device=device)
     options = {"scale": named.card.scale if scale is None else scale, "device": device}
     options["local_files_only"] = local_files_only
     if named.kind in ("hpsv2", "hpsv2.1"):

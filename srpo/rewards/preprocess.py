@@ -22,14 +22,14 @@ def resize_shortest(image: Tensor, size: int) -> Tensor:
     """Images (B, 3, h, w) whose shorter side is `size` pixels, the proportions kept (rounded down)."""
     height, width = image.shape[-2:]
     short = min(height, width)
-    return _resize(image, size * height // short, size * width // short)
+    return resize(image, size * height // short, size * width // short)
 
 
 def resize_longest(image: Tensor, size: int) -> Tensor:
     """Images (B, 3, h, w) whose longer side is `size` pixels, the proportions kept, rounded as HPSv2's package does."""
     height, width = image.shape[-2:]
     scale = size / max(height, width)  # multiplied, not divided: halves round to the same side as there
-    return _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def center_crop(image: Tensor, height: int, width: int) -> Tensor:
@@ -58,7 +58,8 @@ def normalize(image: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[fl
     return (image - shift) / scale
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Images (B, 3, height, width), squeezed to that size whatever their proportions."""
     if image.shape[-2:] == (height, width):
         return image
     return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True, align_corners=False)

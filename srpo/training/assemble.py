@@ -12,6 +12,7 @@ from srpo.miniature.world import CONTENT_ATTRIBUTES, attributes, neutral_prompts
 from srpo.objectives.base import Shard
 from srpo.objectives.direct_align import DirectAlign
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.load import load_policy
 from srpo.policies.lora import add_lora
 from srpo.rewards.base import EmbeddingReward
 from srpo.rewards.catalogue import CARDS
@@ -96,7 +97,7 @@ def _offline(config: TrainConfig) -> OfflinePictures | None:
 
 def _policy(config: TrainConfig, device: str) -> FluxPolicy:
     """The policy of a run, on its device."""
-    policy = FluxPolicy.from_pretrained(
+    policy = load_policy(
         config.model,
         device=device,
         dtype=DTYPES[config.numerics],

@@ -457,6 +457,9 @@ def test_a_visitor_of_another_model_hears_nothing_of_the_miniatures_limits(studi
         ("FLUX.1-dev", "tencent/SRPO/diffusion_pytorch_model.safetensors", "Tencent: academic use only", "Check the"),
         ("FLUX.1-dev", "SRPO/mine.safetensors", "Check the licence of <b>mine.safetensors</b>", "Tencent"),
         ("other", None, "Check the licence of <b>other</b>", "Black Forest"),
+        ("FLUX.2-klein-4B", None, "<b>FLUX.2-klein-4B</b> weights: Apache-2.0.", "Non-Commercial"),
+        ("models--black-forest-labs--FLUX.2-klein-base-9B/snapshots/0", None, "FLUX Non-Commercial License", "Apache"),
+        ("FLUX.2-klein-9B-tuned", None, "Check the licence of <b>FLUX.2-klein-9B-tuned</b>", "Black Forest"),
         ("a<b>", None, "Check the licence of <b>a&lt;b&gt;</b>", "a<b>"),
     ],
 )

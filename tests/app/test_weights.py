@@ -19,7 +19,7 @@ from srpo.policies import conversion
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.places import FP8_NOTICE
 from tests.policies.forms import save, to_bfl, to_fp8, write_gguf
-from tests.policies.hub_server import COMMIT, Hub, Repository, running
+from tests.policies.hub_server import COMMIT, Hub, Repository, put_into, running
 from tests.tiny import save_tiny_flux, tiny_flux_pipeline
 
 FLUX, SRPO = "black-forest-labs/FLUX.1-dev", "tencent/SRPO"
@@ -159,17 +159,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return tmp_path / "hub"
-
-
-def put_into(cache, repository, write):
-    """As a download leaves it."""
-    root = cache / f"models--{repository.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(COMMIT)
-    folder = root / "snapshots" / COMMIT
-    folder.mkdir(parents=True)
-    write(folder)
-    return folder
 
 
 def test_ids_that_were_downloaded_are_used_where_they_lie_and_keep_their_names(cache, tuned):

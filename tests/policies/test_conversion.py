@@ -17,20 +17,11 @@ from srpo.policies.checkpoints import load_transformer
 from srpo.policies.conversion import cache_folder, convert, converted_folder, is_converted, is_worth_converting
 from srpo.policies.places import find
 from srpo.policies.tensors import is_finite
+from tests.generators import finished
 from tests.policies.forms import save, to_bfl, wide_flux
 
 ROOT = Path(__file__).resolve().parents[2]
 HALF = torch.bfloat16
-
-
-def finished(steps):
-    """(what was said on the way, what is returned)."""
-    said = []
-    try:
-        while True:
-            said.append(next(steps))
-    except StopIteration as end:
-        return said, end.value
 
 
 @pytest.fixture

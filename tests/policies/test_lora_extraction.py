@@ -8,17 +8,9 @@ from srpo import extract_lora as command
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.lora_extraction import extract, factors
+from tests.generators import finished
 from tests.policies.forms import save, to_bfl
 from tests.tiny import save_tiny_flux, tiny_flux_pipeline
-
-
-def finished(steps):
-    said = []
-    try:
-        while True:
-            said.append(next(steps))
-    except StopIteration as end:
-        return said, end.value
 
 
 @pytest.fixture

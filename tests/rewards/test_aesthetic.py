@@ -68,5 +68,5 @@ def test_files_that_are_missing_or_foreign_are_refused(folder, head, tmp_path):
         load_reward(f"aesthetic:{folder}")  # the published head is wider
     tiny_clip(tmp_path)
     torch.save(random_weights(head_shapes("layers.", 24), torch.float32), tmp_path / WEIGHTS_NAME)
-    with pytest.raises(ValueError, match="reads 24 numbers and this CLIP gives 16"):
+    with pytest.raises(ValueError, match="reads 24 numbers and this encoder gives 16"):
         AestheticReward.from_published(tmp_path, width=24)

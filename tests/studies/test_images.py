@@ -16,6 +16,7 @@ from srpo.studies.images import DATE_S, bring, encode, gather, keep, leaks, plai
 from srpo.studies.schedule import Shown, pictures, schedule
 from srpo.studies.simulation import example_plan
 from srpo.studies.store import Store
+from tests.generators import finished
 
 
 def picture(number, size=(64, 48)):
@@ -24,18 +25,8 @@ def picture(number, size=(64, 48)):
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
 
 
-def finished(generator):
-    """What a generator returns, and how far it said that it was, step by step."""
-    said = []
-    try:
-        while True:
-            said.append(next(generator))
-    except StopIteration as end:
-        return end.value, said
-
-
 def gathered(*arguments):
-    return finished(gather(*arguments))[0]
+    return finished(gather(*arguments))[1]
 
 
 @pytest.fixture
@@ -59,7 +50,7 @@ def folders(tmp_path):
 
 
 def test_folders_become_prompts_seeds_and_files(folders):
-    found, said = finished(gather(folders))
+    said, found = finished(gather(folders))
     assert [prompt.text for prompt in found.prompts] == [f"a thing, number {number}" for number in range(3)]
     assert [prompt.category for prompt in found.prompts] == ["photo", "anime", ""]
     assert found.seeds == (0, 1)
