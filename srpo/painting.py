@@ -22,6 +22,7 @@ from srpo.evaluation.sampling import sample_images
 from srpo.miniature import paths
 from srpo.policies.checkpoints import WEIGHTS_NAME, load_transformer
 from srpo.policies.flux import FluxPolicy
+from srpo.policies.places import split_weight
 from srpo.rewards.base import to_pil
 
 MINIATURE_SIDE, FULL_SIDE = 128, 1024  # pixels
@@ -95,11 +96,12 @@ class Painter:
             max_sequence_length=self.base.max_sequence_length,
         )
 
-    def policy_with(self, weights: Path | None) -> FluxPolicy:
-        """The policy with these weights of a transformer; the base's own for None."""
+    def policy_with(self, weights: str | Path | None) -> FluxPolicy:
+        """The policy with these weights of a transformer, a LoRA's as PLACE@WEIGHT; the base's own for None."""
         if weights is None:
             return self.policy
-        return self.policy.with_transformer(load_transformer(weights, self.policy.transformer))
+        place, weight = split_weight(weights)
+        return self.policy.with_transformer(load_transformer(place, self.policy.transformer, weight=weight))
 
     def require_paintable(self, prompts: Sequence[str]) -> None:
         """ValueError, one sentence, for a prompt the model cannot read whole, or a size it cannot draw."""
