@@ -22,6 +22,7 @@ from srpo.studies.estimates import MIN_PROMPTS, Estimate, clustered
 ALL = "all"
 CHUNK = 80  # prompts whose means the HPSv2 benchmark takes the deviation of
 EVERYWHERE = (-np.inf, np.inf)
+BOUNDS = {"judge": (0.0, 1.0)}  # of scores that have any, by their kind: no interval goes beyond them
 # The paper's Table 1, as far as a reward can fill it; the others follow in the order they were asked for.
 TABLE_1 = ("aesthetic-v2.5", "pickscore", "imagereward", "hpsv2.1")
 SHEET_HEADS = ("kind", "reward", "style", "model", "than", "mean", "low", "high", "chunk_std", "pictures", "prompts")
@@ -100,7 +101,7 @@ def _means(
 ) -> Iterator[dict[str, Any]]:
     for judge, (style, picked), model in itertools.product(judges, _groups(tasks).items(), models):
         values = scores[judge.name][model][picked]
-        found = _estimate(tasks, picked, values)
+        found = _estimate(tasks, picked, values, BOUNDS.get(judge.kind, EVERYWHERE))
         yield {"reward": judge.name, "style": style, "model": model, **found, "chunk_std": chunk_std(values)}
 
 
@@ -111,13 +112,9 @@ def _differences(
     pairs = list(itertools.combinations(models, 2))
     for judge, (style, picked), (than, model) in itertools.product(judges, _groups(tasks).items(), pairs):
         values = (scores[judge.name][model] - scores[judge.name][than])[picked]
-        yield {
-            "reward": judge.name,
-            "style": style,
-            "model": model,
-            "than": than,
-            **_estimate(tasks, picked, values),
-        }
+        low, high = BOUNDS.get(judge.kind, EVERYWHERE)
+        found = _estimate(tasks, picked, values, (low - high, high - low))
+        yield {"reward": judge.name, "style": style, "model": model, "than": than, **found}
 
 
 def _groups(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
@@ -127,9 +124,11 @@ def _groups(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
     return groups if len(groups) == 1 else groups | {ALL: np.arange(len(tasks))}
 
 
-def _estimate(tasks: Sequence[Task], picked: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+def _estimate(
+    tasks: Sequence[Task], picked: np.ndarray, values: np.ndarray, bounds: tuple[float, float]
+) -> dict[str, Any]:
     prompts = np.array([tasks[place].prompt for place in picked])
-    found: Estimate = clustered(prompts, values, bounds=EVERYWHERE)
+    found: Estimate = clustered(prompts, values, bounds=bounds)
     return {
         "mean": found.value,
         "low": None if found.low is None else float(found.low),

@@ -87,6 +87,17 @@ def test_a_difference_is_clear_where_its_interval_is_known_and_leaves_zero_out()
         assert is_clear(entry) is expected
 
 
+def test_no_interval_of_a_probability_goes_beyond_it():
+    tasks, judge = tasks_of(own=12), Judge("judge", "Judged photo", "judge", None)
+    base, srpo = np.eye(12)[0], 1 - np.eye(12)[0]  # one of twelve is a photo, and eleven of twelve
+    found = summary(tasks, [judge], ["base", "srpo"], {judge.name: {"base": base, "srpo": srpo}})
+    low, high = stats.t.interval(0.95, 11, 1 / 12, stats.sem(base))
+    first, second = found["means"]
+    assert low < 0 and (first["low"], first["high"]) == pytest.approx((0, high))
+    assert (second["low"], second["high"]) == pytest.approx((1 - high, 1))
+    assert found["differences"][0]["high"] == 1
+
+
 @pytest.mark.parametrize("bad", [np.arange(3.0), np.array([1.0, math.nan])])
 def test_scores_that_are_not_one_finite_number_for_each_picture_are_refused(bad):
     with pytest.raises(ValueError, match="2 finite scores"):
