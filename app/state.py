@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.evaluation.records import MAX_SEED as MAX_SEED
+from srpo.evaluation.records import MAX_SEED
 from srpo.miniature import paths
 from srpo.policies import hub, places
 
@@ -115,7 +115,7 @@ class Following(Shown):
 
 
 @dataclass
-class Looking:
+class Looking(Shown):
     """What a page of one visitor shows of preference studies."""
 
     study: str | None = None
