@@ -319,11 +319,8 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
                 elem_id="bench-rewards",
             )
             with gr.Accordion("Steps, guidance, size", open=False, elem_id="bench-more"):
-                with gr.Row():
-                    steps = gr.Slider(1, MAX_STEPS, value=28, step=1, label="Steps", elem_id="bench-steps")
-                    guidance = gr.Slider(
-                        0, MAX_GUIDANCE, value=3.5, step=0.1, label="Guidance", elem_id="bench-guidance"
-                    )
+                steps = gr.Slider(1, MAX_STEPS, value=28, step=1, label="Steps", elem_id="bench-steps")
+                guidance = gr.Slider(0, MAX_GUIDANCE, value=3.5, step=0.1, label="Guidance", elem_id="bench-guidance")
                 with gr.Row():
                     width = gr.Number(side, label="Width", step=SIZE_MULTIPLE, min_width=80, elem_id="bench-width")
                     height = gr.Number(side, label="Height", step=SIZE_MULTIPLE, min_width=80, elem_id="bench-height")
