@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.evaluation.records import MAX_SEED as MAX_SEED
+from srpo.evaluation.records import MAX_SEED
 from srpo.miniature import paths
 from srpo.policies import hub, places, sizes
 
@@ -86,13 +86,10 @@ class Refusal:
 
 
 @dataclass
-class Watching:
-    """What a page of one visitor shows of training by now, so that only what has changed is sent."""
+class Shown:
+    """What a page of one visitor shows by now, so that only what has changed is sent."""
 
-    run: str | None = None
-    refusal: Refusal | None = None  # until it is overruled
-    awaits_first_point: bool = False  # the run lives and has no update yet
-    shown: dict[str, object] = field(default_factory=dict)  # by part of the page
+    shown: dict[str, object] = field(default_factory=dict, kw_only=True)  # by part of the page
 
     def is_new(self, part: str, value: object) -> bool:
         """True where that part does not show this yet; from now on it does."""
@@ -102,7 +99,23 @@ class Watching:
 
 
 @dataclass
-class Looking:
+class Watching(Shown):
+    """What a page of one visitor shows of training."""
+
+    run: str | None = None
+    refusal: Refusal | None = None  # until it is overruled
+    awaits_first_point: bool = False  # the run lives and has no update yet
+
+
+@dataclass
+class Following(Shown):
+    """What a page of one visitor shows of benchmarks."""
+
+    name: str | None = None
+
+
+@dataclass
+class Looking(Shown):
     """What a page of one visitor shows of preference studies."""
 
     study: str | None = None

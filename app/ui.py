@@ -11,7 +11,7 @@ from app import theme
 from app.services.public import OWN_S
 from app.services.studio import Studio
 from app.services.voting import Voting
-from app.tabs import compare, finetune, guide, recoveries, studies, words
+from app.tabs import benchmark, compare, finetune, guide, recoveries, studies, words
 from app.voting.routes import routes
 
 TITLE = "SRPO Studio"
@@ -51,6 +51,9 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab(finetune.LABEL, id="finetune") as tuning:
                     form = finetune.build(studio, tuning, tabs, sides)
                 words.send_to(word_parts, form, tabs)
+                # It starts processes and reads folders that are named by their paths.
+                with gr.Tab(benchmark.TITLE, id="benchmark") as measuring:
+                    benchmark.build(studio, measuring, tabs)
                 with gr.Tab(studies.TITLE, id="studies") as studying:
                     studies.build(studio, studying, tabs)
             with gr.Tab("Guide", id="guide"):

@@ -100,7 +100,7 @@ class Painter:
             max_sequence_length=self.base.max_sequence_length,
         )
 
-    def policy_with(self, weights: Path | None) -> FluxPolicy:
+    def policy_with(self, weights: str | Path | None) -> FluxPolicy:
         """The policy with these weights of a transformer, as `load.with_weights` names them; the base's for None."""
         return self.policy if weights is None else with_weights(self.policy, weights)
 
@@ -119,7 +119,7 @@ class Painter:
         given = asdict(self.settings)
         return to_pil(sample_images(policy, [prompt], [seed], num_steps=given.pop("steps"), **given))
 
-    def facts(self, weights: Mapping[str, Path | None]) -> dict[str, Any]:
+    def facts(self, weights: Mapping[str, str | Path | None]) -> dict[str, Any]:
         """What decides a picture's pixels beside its settings, as the page records it. weights: by a side's name."""
         places = {name: self.base.place if it is None else hub.located(it)[0] for name, it in weights.items()}
         hashes = {name: sha256_of(place) for name, place in places.items()}

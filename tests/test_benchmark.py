@@ -1,5 +1,6 @@
 """The benchmark as a command: painted once, scored, killed and gone on with, and never silent about a picture."""
 
+import csv
 import json
 import os
 import shutil
@@ -14,9 +15,12 @@ from PIL import Image
 
 from app.services.metadata import read_request
 from srpo import benchmark
+from srpo.evaluation.benchmark_folder import BenchmarkFolder
+from srpo.miniature.judge import Judge, new_judge
 from srpo.policies.checkpoints import save_transformer
 from srpo.rewards.base import image_tensor
 from srpo.rewards.clip import ClipReward
+from srpo.runs import DeviceLock
 from tests.tiny import tiny_flux_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,10 +143,19 @@ def test_another_call_adds_a_model_whose_pictures_were_made_elsewhere(words, don
     (folder / "benchmark.md").unlink()
     (folder / "pictures" / "other" / "photo" / "00000.png").unlink()
     status, _, err = run(capsys, words(folder, "--seed", "5", "--entry", "other"))
-    assert status == 2 and "photo/00000 is missing" in err and not (folder / "benchmark.md").exists()
+    assert (
+        status == 2
+        and "1 of 5 pictures of 'other' is missing" in err
+        and "photo/00000" in err
+        and not (folder / "benchmark.md").exists()
+    )
     (folder / "pictures" / "other" / "photo" / "00000.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     status, _, err = run(capsys, words(folder, "--seed", "5", "--entry", "other"))
-    assert status == 2 and "photo/00000 is missing or unreadable" in err and not (folder / "benchmark.md").exists()
+    assert (
+        status == 2
+        and "1 of 5 pictures of 'other' is missing or unreadable" in err
+        and not (folder / "benchmark.md").exists()
+    )
 
 
 def test_a_changed_picture_is_scored_anew(words, done, tmp_path, capsys):
@@ -178,11 +191,81 @@ def test_what_cannot_be_measured_is_one_sentence(words, tmp_path, capsys):
         (("--first", "0"), "--first must be 1 or more"),
         (("--entry", "a/b=c"), "is not NAME=WEIGHTS"),
         (("--seed", str(2**32 - 2)), "seeds go from 0"),
-        (("--entry", "ghost"), "anime/00000, anime/00001, anime/00002, photo/00000, photo/00001 are missing"),
+        (("--num-seeds", "0"), "--num-seeds must be 1 or more"),
+        (("--resume",), "holds no benchmark that has begun"),
+        (("--judge", str(tmp_path)), "no judge at"),
+        (("--entry", "ghost"), "5 of 5 pictures of 'ghost' are missing"),
     ):
         status, out, err = run(capsys, words(tmp_path / "out", *more))
         assert (status, out) == (2, "") and said in err and err.count("\n") == 1
         assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_prompt_keeps_its_first_seed_however_often_it_is_painted():
+    lists = {"anime": ["a", "b", "c"], "photo": ["d", "e"]}
+    once, twice = benchmark.plan(lists, 7), benchmark.plan(lists, 7, num_seeds=2)
+    assert {(task.style, task.prompt): task.seed for task in reversed(twice)} == {
+        (task.style, task.prompt): task.seed for task in once
+    }
+    assert [(task.style, task.index, task.prompt) for task in twice[:6]] == [
+        ("anime", place, prompt) for place, prompt in enumerate("abcabc")
+    ]
+    assert len({task.seed for task in twice}) == 10 == len({(task.style, task.index) for task in twice})
+    assert {task.seed for task in benchmark.plan(lists, 7, 1, 2)} <= {task.seed for task in twice}
+
+
+def test_a_judge_is_a_column_and_a_call_is_repeated_by_its_folder_alone(words, tmp_path, capsys):
+    """What `--resume` does after another model was added: the same files, but for what has been deleted."""
+    new_judge().save_pretrained(tmp_path / "judge")
+    folder = tmp_path / "judged"
+    status, out, _ = run(capsys, words(folder, "--judge", str(tmp_path / "judge"), "--num-seeds", "2"))
+    assert status == 0 and "Judged photo |" in out
+    found = json.loads((folder / "benchmark.json").read_text())
+    judge = Judge.from_pretrained(tmp_path / "judge")
+    files = [folder / "pictures" / "base" / "photo" / f"{index:05d}.png" for index in range(4)]
+    images = torch.cat([image_tensor(Image.open(file)) for file in files])
+    photo = judge.probabilities(images)["style"][:, judge.classes["style"].index("photo")]
+    means = {(each["reward"], each["model"], each["style"]): each for each in found["means"]}
+    mean = means["judge", "base", "photo"]
+    assert mean["mean"] == pytest.approx(photo.mean().item(), abs=1e-6)
+    assert (mean["pictures"], mean["prompts"]) == (4, 2)
+
+    state = BenchmarkFolder(folder).state()
+    assert (state.status, state.done, state.total) == ("finished", 20, 20)
+    before = {name: (folder / name).read_bytes() for name in ("benchmark.json", "benchmark.md", "benchmark.csv")}
+    for file in (*before, "pictures/srpo/anime/00001.png"):
+        (folder / file).unlink()
+    missing = BenchmarkFolder(folder).missing("srpo", BenchmarkFolder(folder).tasks())
+    assert [(task.style, task.index) for task in missing] == [("anime", 1)]
+    status, again, _ = run(capsys, [str(folder), "--resume"])
+    assert (status, again) == (0, out)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_the_sheet_holds_every_number_of_the_result(done):
+    found = json.loads((done / "benchmark.json").read_text())
+    rows = list(csv.DictReader((done / "benchmark.csv").open()))
+    assert len(rows) == len(found["means"]) + len(found["differences"])
+    for row, entry in zip(rows, [*found["means"], *found["differences"]], strict=True):
+        assert float(row["mean"]) == entry["mean"] and row["than"] == entry.get("than", "")
+        assert row["low"] == ("" if entry["low"] is None else str(entry["low"]))
+
+
+def test_what_a_picture_costs_is_measured_and_nothing_is_written(words, tmp_path, capsys):
+    status, out, _ = run(capsys, words(tmp_path / "none", "--measure"))
+    cost = json.loads(out)
+    assert status == 0 and cost["pictures"] == 10 and not (tmp_path / "none").exists()
+    assert min(cost.values()) > 0 and cost["picture_bytes"] < 32 * 32 * 3 + 1000
+
+
+def test_a_device_has_one_benchmark_at_a_time(words, tmp_path, capsys):
+    lock = DeviceLock("cpu")
+    lock.require("run first")
+    try:
+        status, _, err = run(capsys, words(tmp_path / "refused"))
+    finally:
+        lock.release()
+    assert status == 2 and "in use by run first" in err and not list((tmp_path / "refused").iterdir())
 
 
 def test_two_at_once_in_one_folder_are_one(words, done, capsys):

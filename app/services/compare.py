@@ -14,9 +14,10 @@ from app import plots
 from app.services.device import StopFlag, Stopped, Turn, wait_for_device
 from app.services.metadata import comparison_texts
 from app.services.models import Model
-from app.services.pictures import data_uri, file_stem
+from app.services.pictures import data_uri
 from app.services.requests import CompareRequest, Settings
 from app.services.studio import Studio
+from srpo.evaluation.records import file_stem
 from srpo.policies.families import is_flux1
 
 if TYPE_CHECKING:

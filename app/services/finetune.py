@@ -6,30 +6,29 @@ that was killed finds its runs again. The limits of what may be asked are in `tr
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from app.curves import Chart, comparison_charts
-from app.services.device import Device, StopFlag, wait_for_device
+from app.services.device import Device, StopFlag
 from app.services.models import RUN, is_full_size
 from app.services.pictures import PictureStore
+from app.services.processes import begin_when_free, probe
 from app.services.requests import BadInput, sentence
 from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
 from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
 from srpo.rewards.catalogue import resolved
-from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
+from srpo.runs import RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
 
 HELD_OUT = "test"  # the set of prompts for measuring: it is not offered for training
@@ -40,7 +39,6 @@ MAX_ZIPPED_BYTES = 2**29  # a larger export is fetched from its folder
 MEASURED = (
     "load_seconds", "first_update_seconds", "seconds_per_update", "peak_bytes", "validation_seconds", "checkpoint_bytes"
 )  # fmt: skip
-PROBE_S = 3600  # a probe that takes longer is given up
 
 
 @dataclass(frozen=True)
@@ -185,12 +183,10 @@ class FineTune:
         """
         given = self.check(request)
         request.keep_prompts(self.prompt_folder)
-        with self.device.turn() as turn:
-            while ahead := turn.wait(timeout_s=0.25):
-                stop.check()
-                yield f"Waiting for the device: {ahead} ahead of you."
-            yield from wait_for_device(turn, stop)
-            measured = yield from self._probe(request.preset, given, stop)
+        command = ["srpo.training.probe", "--preset", request.preset]
+        for assignment in [*given, f"device={self.options.device}"]:
+            command += ["--set", assignment]
+        measured = yield from probe(self.device, command, "One real update", stop)
         settings = self._settings(request.preset, given)
         every, updates = settings["validation.every"], settings["updates"]
         yield Cost(
@@ -205,7 +201,11 @@ class FineTune:
         given = self.check(request)
         request.keep_prompts(self.prompt_folder)
         name, device = request.name, self.options.device
-        run = yield from self._begin(lambda: start_run(self.root, name, request.preset, given, device=device), stop)
+
+        def begin() -> RunFolder:
+            return start_run(self.root, name, request.preset, given, device=device)
+
+        run = yield from begin_when_free(self.device, begin, stop)
         self._track(run, request.sinks)
         yield run
 
@@ -262,7 +262,7 @@ class FineTune:
         def begin() -> RunFolder:
             return resume_run(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
 
-        yield from self._begin(begin, stop)
+        yield from begin_when_free(self.device, begin, stop)
         self._track(run, _tracked(run))
         yield run
 
@@ -409,37 +409,6 @@ class FineTune:
 
         return dict(flat(config_dict(with_settings(preset(preset_name), list(assignments)))))
 
-    def _begin(self, begin: Callable[[], RunFolder], stop: StopFlag) -> Generator[str, None, RunFolder]:
-        """Messages until the pictures under way are finished; returns what `begin` does.
-
-        Another run is not waited for: it refuses the start, by BadInput.
-        """
-        while True:
-            try:
-                return begin()
-            except (ValueError, OSError) as error:
-                if not (isinstance(error, Busy) and self.device.is_ours()):
-                    raise BadInput(sentence(error)) from None
-            stop.check()
-            yield "This starts when the pictures under way are finished."
-            time.sleep(0.25)
-
-    def _probe(self, preset_name: str, given: Sequence[str], stop: StopFlag) -> Generator[str, None, dict[str, Any]]:
-        """Messages while the probe runs; returns what it printed."""
-        command = [sys.executable, "-m", "srpo.training.probe", "--preset", preset_name]
-        for assignment in [*given, f"device={self.options.device}"]:
-            command += ["--set", assignment]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, cwd=paths.REPOSITORY, **pipes) as probe:
-            try:
-                out, said = yield from _wait_for(probe, stop)
-            finally:
-                probe.kill()
-        if probe.returncode != 0:
-            errors = [line for line in said.splitlines() if line.startswith("error: ")]
-            raise BadInput(sentence(errors[-1].removeprefix("error: ") if errors else "the measurement failed"))
-        return json.loads(out.strip().splitlines()[-1])
-
     def _track(self, run: RunFolder, sinks: Sequence[str]) -> None:
         """Starts the follower that hands the run's records on; it outlives the app, as the run does."""
         if not sinks:
@@ -493,22 +462,6 @@ def said_bytes(count: float) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
-
-
-def _wait_for(process: subprocess.Popen, stop: StopFlag) -> Generator[str, None, tuple[str, str]]:
-    """Messages while a process runs; returns what it printed and what it complained of."""
-    began_s, said_at = time.monotonic(), -1
-    while True:
-        try:
-            return process.communicate(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            stop.check()
-            elapsed_s = int(time.monotonic() - began_s)
-            if elapsed_s > PROBE_S:
-                raise BadInput("One update takes over an hour here: choose a smaller model, size or batch.") from None
-            if elapsed_s != said_at:
-                said_at = elapsed_s
-                yield f"Measuring one real update, models loaded for it first: {elapsed_s} s …"
 
 
 def _see_it_end(run: RunFolder) -> None:

@@ -13,9 +13,9 @@ from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
 from app.services.metadata import comparison_texts
 from app.services.models import Model
-from app.services.pictures import file_stem
 from app.services.requests import CompareRequest, GridRequest
 from app.services.studio import Studio
+from srpo.evaluation.records import file_stem
 from srpo.evaluation.sheets import png_texts, sheet
 
 

@@ -24,11 +24,11 @@ from app.services.compare import Comparison, compare, facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped, wait_for_device
 from app.services.metadata import comparison_texts
 from app.services.models import BASE, SRPO, is_full_size
-from app.services.pictures import data_uri, file_stem
+from app.services.pictures import data_uri
 from app.services.requests import MAX_WORD_CHARACTERS, BadInput, CompareRequest, Settings, between, parse
 from app.services.studio import Studio
 from app.services.training_requests import TrainRequest
-from app.state import MAX_SEED
+from srpo.evaluation.records import MAX_SEED, file_stem
 
 if TYPE_CHECKING:
     from app.services.engine import Engine, Step

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from srpo.evaluation.records import file_stem as file_stem  # the command lines name their files alike
-
 MAX_PUBLISHED_SIDE = 512  # pixels
 
 

@@ -18,12 +18,13 @@ from app.curves import Chart
 from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
 from app.services.models import Model
-from app.services.pictures import data_uri, file_stem
+from app.services.pictures import data_uri
 from app.services.recovery_charts import recovery_charts
 from app.services.recovery_requests import FilmRequest, PushRequest, RecoverRequest
 from app.services.requests import BadInput, Settings, sentence
 from app.services.studio import Studio
 from app.services.uploads import fit, fit_note, open_picture
+from srpo.evaluation.records import file_stem
 from srpo.evaluation.sheets import png_texts, sheet
 
 if TYPE_CHECKING:

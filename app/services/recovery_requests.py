@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from app.services.requests import Prompt, Seed, Settings, Word, between, model_name, whole
-from app.state import MAX_SEED
+from srpo.evaluation.records import MAX_SEED
 
 SIGMAS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # the paper's Figure 3
 D_SIGMAS = (0.075, 0.025)

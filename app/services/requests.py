@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from app.state import MAX_SEED
+from srpo.evaluation.records import MAX_SEED
 
 SIZE_MULTIPLE = 16  # 8 x by the VAE, 2 x by the packing of latents into tokens
 MAX_SIDE = 2048

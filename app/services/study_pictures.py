@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from srpo.studies.images import bring, encode, keep, leaks, plain, remove_strang
 from srpo.studies.schedule import Shown
 from srpo.studies.schedule import pictures as pictures_of
 from srpo.studies.schema import Model, Plan
-from srpo.studies.store import Study, Unavailable
+from srpo.studies.store import Picture, Study, Unavailable
 
 SHOWN_ROWS = 6  # of the strip, the newest first
 STEPS_S = 0.2  # from step to step that the page is told of: a small model takes hundreds in a second
@@ -78,14 +78,7 @@ def make_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Gri
     study = _preparing(studio, identity)
     models = _weights(studio, study)
     view = _blank(studio, study, "waiting", "")
-    try:
-        for snapshot in _make(studio, study, models, view, stop):
-            view = snapshot
-            yield view
-    except Stopped:
-        yield replace(view, phase="stopped", message=f"Stopped. {_said(stock(studio, study))}", left_s=None)
-    except Unavailable as error:
-        raise BadInput(sentence(error)) from None
+    yield from _to_the_end(studio, study, view, _make(studio, study, models, view, stop), (Unavailable,))
 
 
 def bring_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Grid]:
@@ -93,13 +86,22 @@ def bring_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Gr
     study = _preparing(studio, identity)
     sources = read_sources(studio, identity)
     view = _blank(studio, study, "running", "")
+    yield from _to_the_end(studio, study, view, _bring(studio, study, sources, view, stop), (ValueError, OSError))
+
+
+def _to_the_end(
+    studio: Studio, study: Study, view: Grid, work: Iterator[Grid], refusals: tuple[type[Exception], ...]
+) -> Iterator[Grid]:
+    """The snapshots of the work; where it is stopped, a last one that tells what is there. view: before the first.
+
+    BadInput for refusals, one sentence.
+    """
     try:
-        for snapshot in _bring(studio, study, sources, view, stop):
-            view = snapshot
+        for view in work:
             yield view
     except Stopped:
         yield replace(view, phase="stopped", message=f"Stopped. {_said(stock(studio, study))}", left_s=None)
-    except (ValueError, OSError) as error:
+    except refusals as error:
         raise BadInput(sentence(error)) from None
 
 
@@ -114,7 +116,7 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
         from app.services.engine import Step, to_pil  # torch is loaded by now
 
         found = stock(studio, study)
-        folder = studio.studies.folder(study.id)
+        folder, known = studio.studies.folder(study.id), dict(studio.studies.store.pictures(study.id))
         scenes = _scenes(found.lacking)
         total, done, started_s, encoded = len(found.wanted), len(found.there), time.monotonic(), None
         made, told_s = 0, -math.inf
@@ -145,7 +147,8 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
                     kept = [keep(folder, shown, images[shown.model], hashes[shown.model]) for shown in lacking]
                     studio.studies.store.add_pictures(study.id, kept)
                     made, done = made + len(kept), done + len(kept)
-                    row = _row(studio, study, (prompt, seed))
+                    known |= {picture.shown: picture for picture in kept}
+                    row = _row(studio, study, known, (prompt, seed))
                     view = replace(view, rows=(row, *view.rows)[:SHOWN_ROWS])
                 yield view
         _finish(studio, study)
@@ -239,12 +242,13 @@ def _blank(studio: Studio, study: Study, phase: str, message: str) -> Grid:
 def _rows(studio: Studio, study: Study, found: Stock) -> tuple[GridRow, ...]:
     """The first scenes of which anything is there."""
     scenes = dict.fromkeys((shown.prompt, shown.seed) for shown in found.wanted if shown in found.there)
-    return tuple(_row(studio, study, scene) for scene in list(scenes)[:SHOWN_ROWS])
+    known = studio.studies.store.pictures(study.id)
+    return tuple(_row(studio, study, known, scene) for scene in list(scenes)[:SHOWN_ROWS])
 
 
-def _row(studio: Studio, study: Study, scene: tuple[int, int]) -> GridRow:
-    """The scene's pictures as far as they are there, in copies that the page may show."""
-    known, folder = studio.studies.store.pictures(study.id), studio.studies.folder(study.id)
+def _row(studio: Studio, study: Study, known: Mapping[Shown, Picture], scene: tuple[int, int]) -> GridRow:
+    """The scene's pictures as far as they are there, in copies that the page may show. known: all of the study."""
+    folder = studio.studies.folder(study.id)
     thumbs = studio.pictures.root / f"study-{study.id}"  # one for all looks at it
     prompt, seed = scene
 

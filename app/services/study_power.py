@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from srpo.studies.report import counted
 from srpo.studies.schema import Plan
 from srpo.studies.stopping import PowerRow, power_table, prompts_needed, sequential_prompts
 
@@ -76,20 +77,20 @@ def _size(plan: Plan) -> str:
     wanted = plan.num_items * plan.stop.votes_per_item
     at_most = "at most " if plan.stop.kind == "sequential" else ""
     return (
-        f"{_count(len(plan.prompts), 'prompt')} × {_count(len(plan.seeds), 'seed')}{several} = {plan.num_items:,} "
+        f"{counted(len(plan.prompts), 'prompt')} × {counted(len(plan.seeds), 'seed')}{several} = {plan.num_items:,} "
         f"{items}, {at_most}{wanted:,} votes."
     )
 
 
 def _trials(plan: Plan) -> str:
     minutes = max(1, round(plan.num_trials * LOOK_S * len(plan.criteria) / 60))
-    more = [_count(plan.num_repeats, "repeat")] * bool(plan.num_repeats) + [f"{plan.num_gold} gold"] * bool(
+    more = [counted(plan.num_repeats, "repeat")] * bool(plan.num_repeats) + [f"{plan.num_gold} gold"] * bool(
         plan.num_gold
     )
     of = f" ({' + '.join([str(plan.num_main), *more])})" if more else ""
     return (
-        f"A rater sees {plan.num_trials:,}{of}, about {_count(minutes, 'minute')}; it takes "
-        f"{_count(raters_needed(plan), 'rater')}."
+        f"A rater sees {plan.num_trials:,}{of}, about {counted(minutes, 'minute')}; it takes "
+        f"{counted(raters_needed(plan), 'rater')}."
     )
 
 
@@ -116,7 +117,3 @@ def _finds(plan: Plan) -> list[str]:
         else f"a smaller one, such as the {wanted:.0%} that matters to you, may well go unseen."
     )
     return [f"In four of five studies it finds a true win rate of {found:.1%} or more; {rest}"]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

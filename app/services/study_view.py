@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from app.services.pictures import file_stem
 from app.services.requests import BadInput, sentence
 from app.services.studio import Studio
 from app.services.study_pictures import stock
+from srpo.evaluation.records import file_stem
 from srpo.studies.analysis import Results, results
 from srpo.studies.export import export_zip, import_study
 from srpo.studies.health import Flag, health
@@ -31,7 +31,7 @@ TELLING = ("one model", "drift")  # flags that name the model that is ahead
 HIDDEN_FLAG = (
     "The votes of one rater, or of one half of the study, differ from the others; which way is told at its end."
 )
-MAX_KEPT = 16
+MAX_KEPT, MAX_COUNTED = 16, 2000  # studies of which votes and results, or only a number, are kept
 T = TypeVar("T")
 
 
@@ -79,13 +79,36 @@ class Seat:
     trials: int
 
 
+class Shelf:
+    """What was made of studies, each in its latest version; the longest unused makes room."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[str, str], tuple[object, object]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, str], version: object, make: Callable[[], T]) -> T:
+        """What `make` returns; it is asked where there is nothing of that version."""
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None and known[0] == version:
+                self._kept.move_to_end(key)
+                return known[1]
+        made = make()
+        with self._lock:
+            self._kept[key] = version, made
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return made
+
+
 class StudyBook:
-    """What was read of the studies of one app: closed ones are read once."""
+    """What was read of the studies of one app: nothing is read anew whose votes have not changed."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._kept: OrderedDict[tuple[object, ...], object] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept, self._counts = Shelf(MAX_KEPT), Shelf(MAX_COUNTED)
 
     @property
     def store(self) -> Store:
@@ -106,18 +129,20 @@ class StudyBook:
         return asked(lambda: [self._row(study) for study in self.store.studies()])
 
     def live(self, study: Study) -> Live:
-        """The study in numbers. The health of many votes takes a moment, so it is kept until a new one comes."""
-        votes, raters = asked(lambda: (self.votes(study), self.store.raters(study.id)))
-        last_us = votes[-1].at_us if votes else 0
-        return self._keep(
-            ("live", study.id, len(votes), last_us, len(raters)), lambda: _live(study, votes, len(raters))
-        )
+        """The study in numbers. The health of many votes takes a moment, so it is kept until one changes."""
+
+        def make() -> Live:
+            joined = len(self.store.raters(study.id))
+            version = self._version(study), joined
+            return self._kept.get(("live", study.id), version, lambda: _live(study, self.votes(study), joined))
+
+        return asked(make)
 
     def seats(self, study: Study) -> list[Seat]:
         """Every rater with the code by which to come back: keys, for the owner of the study alone."""
         raters, votes = asked(lambda: (self.store.raters(study.id), self.votes(study)))
-        given = [vote.rater for vote in votes]
-        return [_seat(study, rater, given.count(rater.number)) for rater in raters]
+        given = Counter(vote.rater for vote in votes)
+        return [_seat(study, rater, given[rater.number]) for rater in raters]
 
     def results(self, study: Study) -> Results:
         """What the study has found. BadInput while it is open."""
@@ -125,12 +150,12 @@ class StudyBook:
             raise BadInput(
                 "The results are shown when the study has ended: who sees a leader is no fair judge of an end."
             )
-        return self._keep(("results", study.id), lambda: results(study.plan, self.votes(study)))
+        version = self._version(study)
+        return self._kept.get(("results", study.id), version, lambda: results(study.plan, self.votes(study)))
 
     def votes(self, study: Study) -> list[Vote]:
-        if study.state == "closed":
-            return self._keep(("votes", study.id), lambda: self.store.votes(study.id))
-        return self.store.votes(study.id)
+        """Every vote that counts. A vote that comes in between is there, and makes the next call read anew."""
+        return self._kept.get(("votes", study.id), self._version(study), lambda: self.store.votes(study.id))
 
     def steps(self, study: Study) -> dict[Step, bool]:
         """Which steps can be opened by now."""
@@ -190,23 +215,21 @@ class StudyBook:
 
     def _row(self, study: Study) -> Row:
         plan = study.plan
-        votes = sum(vote.trial.kind == "main" for vote in self.votes(study)) if study.state != "preparing" else 0
+        votes = 0
+        if study.state != "preparing":
+            votes = self._counts.get(("main", study.id), self._version(study), lambda: self._main(study))
         size = f"{len(plan.prompts):,} prompt{'s' * (len(plan.prompts) > 1)} × {len(plan.models)} models"
         size += f" × {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
         wanted = plan.num_items * plan.stop.votes_per_item
         return Row(study.id, plan.title, study.version, study.state, size, votes, wanted, study.created_us)
 
-    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
-        return made
+    def _version(self, study: Study) -> object:
+        """What changes with the votes of the study; those of a closed one never change."""
+        return study.state if study.state == "closed" else self.store.changes(study.id)
+
+    def _main(self, study: Study) -> int:
+        """How many votes count for the plan."""
+        return sum(vote.trial.kind == "main" for vote in self.votes(study))
 
 
 def asked(ask: Callable[[], T]) -> T:

@@ -17,7 +17,7 @@ from app.services.studio import Studio
 from app.services.training_requests import TrainRequest, lines_of
 from app.services.word_sets import Words, WordShelf
 from app.services.words import Prompts, advanced, keep
-from app.state import MAX_SEED
+from srpo.evaluation.records import MAX_SEED
 
 if TYPE_CHECKING:
     from torch import Tensor

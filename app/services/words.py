@@ -20,7 +20,6 @@ from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
 from app.services.metadata import comparison_texts
 from app.services.models import FULL_SIDE, Model
-from app.services.pictures import file_stem
 from app.services.requests import (
     MAX_WORD_CHARACTERS,
     BadInput,
@@ -34,7 +33,7 @@ from app.services.requests import (
 from app.services.studio import Studio
 from app.services.uploads import read_picture
 from app.services.word_sets import FORM_LABELS, Words, require_room
-from app.state import MAX_SEED
+from srpo.evaluation.records import MAX_SEED, file_stem
 
 if TYPE_CHECKING:
     from torch import Tensor

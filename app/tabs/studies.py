@@ -127,6 +127,7 @@ class Panes(NamedTuple):
 
 
 NOTHING_NEW = Panes(*[gr.skip()] * len(Panes._fields))
+TICKING = ("list", "live", "seats")  # what changes by itself while a study is open
 
 
 class Handlers:
@@ -231,12 +232,15 @@ class Handlers:
             study = self.book.study(looking.study)
             if study.state != "open":  # ended elsewhere
                 return self._said(looking, lambda: "")
-            live = NOTHING_NEW._replace(
-                list=list_value(self.book.rows(), study.id),
-                live=voting_html(study, self.book.live(study)),
-                seats=seats_html(self.book.seats(study)),
-            )
-            return gr.skip(), *(live if looking.turn == turn else NOTHING_NEW)
+            now = {
+                "list": list_value(self.book.rows(), study.id),
+                "live": voting_html(study, self.book.live(study)),
+                "seats": seats_html(self.book.seats(study)),
+            }
+            if looking.turn != turn:
+                return gr.skip(), *NOTHING_NEW
+            news = {name: value for name, value in now.items() if looking.is_new(name, value)}
+            return gr.skip(), *NOTHING_NEW._replace(**news)
         except ValueError as error:
             return note_html(str(error), "failed"), *NOTHING_NEW._replace(timer=gr.Timer(active=False))
 
@@ -289,7 +293,7 @@ class Handlers:
             looking.study, looking.step, looking.is_editing = study.id, None, False
             looking.turn += 1
             new = f"Saved as version {study.version}: a study of its own" if before not in (None, study.id) else "Saved"
-            yield note_html(f"{new}. Its pictures come next.", "ready"), *self.show(looking)
+            yield note_html(f"{new}. Its pictures come next.", "ready"), *_sent(looking, self.show(looking))
         except Stopped:
             yield note_html("Stopped: nothing was saved.", "idle"), *NOTHING_NEW
         except ValueError as error:
@@ -497,7 +501,14 @@ class Handlers:
             return note_html(str(error), "failed"), *NOTHING_NEW
         if looking.turn != turn:  # the visitor went on meanwhile: that answer shows where
             return gr.skip(), *NOTHING_NEW
-        return note_html(said, phase) if said else "", *panes
+        return note_html(said, phase) if said else "", *_sent(looking, panes)
+
+
+def _sent(looking: Looking, panes: Panes) -> Panes:
+    """The panes, which the page shows from now on."""
+    skip = gr.skip()
+    looking.shown |= {name: value for name in TICKING if (value := getattr(panes, name)) != skip}
+    return panes
 
 
 def _visible(shown: str | None) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def _spawn(run: RunFolder, handover: Handover, arguments: list[str]) -> subproce
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=handover.locks,
-                env=_environment() | handover.told(),
+                env=job_environment() | handover.told(),
             )
     except OSError as error:
         message = f"no process could be started: {error}"
@@ -265,7 +265,7 @@ def _set(assignments: Sequence[str], device: str) -> list[str]:
     return [part for change in [*assignments, f"device={device}"] for part in ("--set", change)]
 
 
-def _environment() -> dict[str, str]:
+def job_environment() -> dict[str, str]:
     """Ours, in which the library is found from any folder, and threads wait for one another as suits a run.
 
     Where several share a product, a thread that sleeps at once costs the miniature half as much time again, one that

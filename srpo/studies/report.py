@@ -239,8 +239,8 @@ def summary_lines(plan: Plan, found: Analysis) -> list[str]:
         if pair.category is None
     ]
     return [
-        f"{_count(found.votes, 'vote')} by {_count(found.raters, 'rater')} on {_count(len(plan.prompts), 'prompt')}; "
-        f"{found.items_complete:,} of {found.items:,} items have all their votes.",
+        f"{counted(found.votes, 'vote')} by {counted(found.raters, 'rater')} on {counted(len(plan.prompts), 'prompt')}"
+        f"; {found.items_complete:,} of {found.items:,} items have all their votes.",
         *told,
     ]
 
@@ -389,7 +389,7 @@ def design_html(plan: Plan) -> str:
         ),
         ("Seeds", escape(", ".join(map(str, plan.seeds)))),
         ("Settings of the pictures, on all sides", escape(", ".join(f"{k}: {v}" for k, v in plan.settings.items()))),
-        ("Trials of a rater", f"{plan.num_main} + {_count(plan.num_repeats, 'repeat')} + {plan.num_gold} gold"),
+        ("Trials of a rater", f"{plan.num_main} + {counted(plan.num_repeats, 'repeat')} + {plan.num_gold} gold"),
         ("Ends with", stop),
         (
             "Smallest win rate of interest",
@@ -435,7 +435,8 @@ def _methods(plan: Plan) -> str:
     return f"<h2>How it was computed</h2>{_list(lines)}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """ "1 vote", "1,200 votes"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -367,6 +367,15 @@ class Store:
                 done -= 1
         return self._showing(seat, seat.trials[row.trial], given, done, seat.ticket(row.trial, row.attempt + 1))
 
+    def changes(self, identity: str) -> int:
+        """How often the votes of the study have changed: it grows by 1 with every vote that is given or taken back.
+
+        What was made of the votes holds for as long as this is the same; asking costs far less than reading them.
+        """
+        often = 1 + 2 * votes.c.attempt + votes.c.undone  # a row begins as 1, is taken back, given anew, and so on
+        with self._read() as connection:
+            return connection.scalar(sa.select(sa.func.sum(often)).where(votes.c.study == identity)) or 0
+
     def votes(self, identity: str) -> list[Vote]:
         """Every vote that counts, in the order in which they were given."""
         with self._read() as connection:

@@ -13,7 +13,8 @@ from app.services.requests import (
     Settings,
     parse,
 )
-from app.state import MAX_SEED, Session
+from app.state import Session
+from srpo.evaluation.records import MAX_SEED
 
 GOOD = {
     "prompt": "a red ball on a beach at sunset",

@@ -57,6 +57,32 @@ def opened(do, request_of):  # noqa: F811
     return do, looking
 
 
+def test_a_tick_reads_and_sends_only_what_has_changed(opened, monkeypatch):
+    handlers, looking = opened
+    handlers.choose_step(looking, press(step="voting"))
+    store, read = handlers.book.store, []
+    votes = store.votes
+    monkeypatch.setattr(type(store), "votes", lambda self, identity: read.append(identity) or votes(identity))
+    quiet = [gr.skip()] * len(Panes._fields)
+
+    assert list(panes_of(handlers.tick(looking))) == quiet and read == []
+    rater = store.join(looking.study)
+    ticket = store.showings(rater.code)[0].ticket
+    changed = panes_of(handlers.tick(looking))
+    assert changed.list == gr.skip() and rater.code in changed.seats and read == []
+    store.vote(rater.code, ticket, {"overall": "left"}, 1.0)
+    changed = panes_of(handlers.tick(looking))
+    assert changed.list["rows"][0]["votes"] == 1 and changed.live != gr.skip() != changed.seats
+    assert read == [looking.study]  # once for the list, the numbers and the seats
+    assert list(panes_of(handlers.tick(looking))) == quiet and read == [looking.study]
+
+    # Another page is told all of it; and a vote that was taken back is seen, although the number of rows stays.
+    other = Looking(study=looking.study)
+    assert panes_of(handlers.look(other)).list["rows"][0]["votes"] == 1
+    store.undo(rater.code)
+    assert panes_of(handlers.tick(other)).list["rows"][0]["votes"] == 0
+
+
 def test_the_whole_way_of_a_study(do, request_of, tmp_path):  # noqa: F811
     request, looking = request_of(), Looking()
     panes = panes_of(do.look(looking))

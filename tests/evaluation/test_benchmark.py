@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from srpo.evaluation.benchmark import ALL, Judge, Task, chunk_std, markdown, summary
+from srpo.evaluation.benchmark import ALL, Judge, Task, chunk_std, is_clear, markdown, summary
 
 CLIP = Judge("clip", "CLIP", "clip:a", None)
 HPS = Judge("hpsv2.1", "HPSv2.1", "hpsv2.1:b", "ab" * 32)
@@ -70,9 +70,32 @@ def test_columns_stand_as_in_the_papers_table_1_and_json_takes_everything():
     found = json.loads(json.dumps(summary(tasks, [CLIP, HPS, pick], ["base", "srpo"], scores)))
     text = markdown(found, ["Made so."])
     assert "| model | PickScore v1 | HPSv2.1 | CLIP |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| base |"))
+    assert [cell.split()[0] for cell in row.split("|")[2:5]] == ["22.700", "28.900", "0.3000"]  # as the heads
     assert "| srpo − base | +1.000 (+1.000 to +1.000) |" in text
     assert "anime 160, photo 160" in text and f"SHA-256 {'ab' * 32}" in text and "Made so." in text
     assert "28.900 ± 0.000 (28.900 to 28.900)" in text
+
+
+def test_a_difference_is_clear_where_its_interval_is_known_and_leaves_zero_out():
+    known = [
+        ({"low": 0.1, "high": 0.2}, True),
+        ({"low": -0.2, "high": -0.1}, True),
+        ({"low": -0.1, "high": 0.2}, False),
+    ]
+    for entry, expected in [*known, ({"low": 0.0, "high": 0.2}, False), ({"low": None, "high": None}, False)]:
+        assert is_clear(entry) is expected
+
+
+def test_no_interval_of_a_probability_goes_beyond_it():
+    tasks, judge = tasks_of(own=12), Judge("judge", "Judged photo", "judge", None)
+    base, srpo = np.eye(12)[0], 1 - np.eye(12)[0]  # one of twelve is a photo, and eleven of twelve
+    found = summary(tasks, [judge], ["base", "srpo"], {judge.name: {"base": base, "srpo": srpo}})
+    low, high = stats.t.interval(0.95, 11, 1 / 12, stats.sem(base))
+    first, second = found["means"]
+    assert low < 0 and (first["low"], first["high"]) == pytest.approx((0, high))
+    assert (second["low"], second["high"]) == pytest.approx((1 - high, 1))
+    assert found["differences"][0]["high"] == 1
 
 
 @pytest.mark.parametrize("bad", [np.arange(3.0), np.array([1.0, math.nan])])

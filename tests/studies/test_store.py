@@ -132,6 +132,25 @@ def test_a_vote_can_be_taken_back_and_a_late_copy_of_it_does_not_come_back(store
         store.undo(rater.code)
 
 
+def test_every_change_of_votes_counts_as_one_and_nothing_else_does(store):
+    study, other = (open_study(store, example_plan(prompts=12)) for _ in range(2))
+    rater = store.join(study.id)
+    assert store.changes(study.id) == 0
+    first, second = (shown.ticket for shown in store.showings(rater.code, 2))
+    store.vote(rater.code, first, LEFT, 1.0)
+    assert store.changes(study.id) == 1
+    store.vote(rater.code, second, LEFT, 1.0)
+    store.vote(rater.code, second, LEFT, 1.0)  # a second copy
+    assert store.changes(study.id) == 2
+    again = store.undo(rater.code)
+    assert store.changes(study.id) == 3
+    store.undo(rater.code, second)  # a second copy of the same wish
+    assert store.changes(study.id) == 3
+    store.vote(rater.code, again.ticket, LEFT, 1.0)  # the same answer as before it was taken back
+    assert store.changes(study.id) == 4
+    assert store.changes(other.id) == 0
+
+
 def test_a_raters_place_tells_the_next_trials_and_the_vote_that_can_be_taken_back(store):
     study = open_study(store, example_plan(prompts=12))
     rater = store.join(study.id)
