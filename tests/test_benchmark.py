@@ -21,6 +21,7 @@ from srpo.policies.checkpoints import save_transformer
 from srpo.rewards.base import image_tensor
 from srpo.rewards.clip import ClipReward
 from srpo.runs import DeviceLock
+from tests.policies.forms import save
 from tests.tiny import tiny_flux_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,3 +279,31 @@ def test_two_at_once_in_one_folder_are_one(words, done, capsys):
     finally:
         lock.release()
     assert status == 2 and "another benchmark is at work" in err and os.path.exists(done / "benchmark.md")
+
+
+def test_a_lora_at_two_weights_is_two_models_and_one_that_is_not_there_paints_nothing(
+    capsys, place, flux_folder, clip_folder, tmp_path
+):
+    """At weight 0 it is the base, at 1 it is not; a bad name is told before a folder is made for it."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 64, generator=generator), 0.2 * torch.randn(32, 4, generator=generator)
+    adapters = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
+    lora = save(adapters, tmp_path / "style.safetensors")
+    named = ["--model", flux_folder, "--size", "32,32", "--steps", "2", "--prompts", place / "lists"]
+    named += ["--reward", clip_folder, "--first", "1", "--entry", "base"]
+
+    def asked(*entries):
+        more = [word for entry in entries for word in ("--entry", entry)]
+        return [str(word) for word in (tmp_path / "out", *named, *more)]
+
+    assert run(capsys, asked(f"none={lora}@0", f"whole={lora}"))[0] == 0
+    pictures = tmp_path / "out" / "pictures"
+    base, none, whole = (
+        np.asarray(Image.open(pictures / model / "photo" / "00000.png")) for model in ("base", "none", "whole")
+    )
+    assert (base == none).all() and (base != whole).any()
+    status, _, err = run(capsys, asked(f"none={lora}@0.5", f"whole={lora}"))
+    assert status == 2 and "of 'none'" in err and "made by other weights" in err
+    for bad, said in ((f"{lora}@7", "between -4 and 4"), ("nobody/nothing", "is not in"), ("gone.gguf", "nothing at")):
+        status, _, err = run(capsys, asked(f"new={bad}"))
+        assert status == 2 and said in err and err.count("\n") == 1 and not (pictures / "new").exists()

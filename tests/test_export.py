@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from srpo.export import export, forms_of, main, model_card, weights_of
 from srpo.policies.lora_layouts import METADATA_KEY
 from tests.app.folders import make_run
-from tests.tiny import tiny_flux_pipeline
+from tests.tiny import save_tiny_klein, tiny_flux_pipeline, tiny_klein_pipeline
 
 PIXELS = {"height": 32, "width": 32, "num_inference_steps": 1, "output_type": "pt", "max_sequence_length": 16}
 
@@ -147,3 +147,38 @@ def test_the_command_line_prints_where_it_is(lora, capsys):
     assert printed.endswith("exports/kohya-final")
     values = load_file(f"{printed}/lora-run.safetensors").values()
     assert {value.dtype for value in values} == {torch.bfloat16}
+
+
+def test_a_lora_of_flux_2_exports_whole_and_for_diffusers_and_its_card_loads_its_own_pipeline(tmp_path):
+    base = save_tiny_klein(tmp_path / "FLUX.2-klein-4B")
+    run = make_run(tmp_path / "runs", "klein", status="finished", config={"model": str(base), "weights": "lora"})
+    generator, block = torch.Generator().manual_seed(1), "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj"
+    inner = tiny_klein_pipeline().transformer.get_submodule(block.removeprefix("transformer.")).weight.shape
+    weights = {f"{block}.lora_A.weight": torch.randn(4, inner[1], generator=generator)}
+    weights[f"{block}.lora_B.weight"] = 0.2 * torch.randn(inner[0], 4, generator=generator)
+    save_file(weights, run.path / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    assert forms_of(run) == ("lora", "full")
+    with pytest.raises(ValueError, match="exports as lora, full, not as 'kohya'"):
+        export(run, "kohya")
+    whole = Flux2Transformer2DModel.from_pretrained(export(run, "full") / "transformer")
+    pipe = tiny_klein_pipeline()
+    pipe.load_lora_weights(export(run, "lora"), weight_name="pytorch_lora_weights.safetensors")
+    merged = Flux2KleinPipeline.from_pretrained(base, transformer=whole)
+    merged.set_progress_bar_config(disable=True)
+    ours, theirs, plain = (draw_klein(it) for it in (merged, pipe, tiny_klein_pipeline()))
+    assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-4)
+    card = model_card(run, "full", None, "float32")
+    assert "license: apache-2.0" in card and "base_model: black-forest-labs/FLUX.2-klein-4B" in card
+    assert "import Flux2KleinPipeline, Flux2Transformer2DModel" in card and "FluxPipeline" not in card
+
+
+def draw_klein(pipe):
+    return pipe(
+        prompt="a red ball",
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        max_sequence_length=64,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images

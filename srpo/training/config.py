@@ -22,6 +22,7 @@ PROMPTS = paths.ROOT / "prompts" / "train.txt"
 
 # The attention's projections of both kinds of blocks, as the published LoRA trainings of FLUX take them.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+ATTENTION += ("to_qkv_mlp_proj",)  # of FLUX.2's single blocks, whose q, k and v are one layer with their MLP's input
 
 Limits = dict[str, tuple[float, float]]
 KINDS = {levels().kind: levels for levels in get_args(Levels)}  # of noise levels, by the name that chooses one

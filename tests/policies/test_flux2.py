@@ -266,6 +266,7 @@ def test_two_updates_of_srpo_train_it_and_leave_a_file_that_is_read_back(weights
     assert all(0 < record.grad_norm < float("inf") for record in records)
     moved = [name for name, value in trainer.weights().items() if not torch.equal(before[name], value)]
     assert moved and all(name.startswith("transformer.") for name in moved) == (weights == "lora")
+    assert any("single_transformer_blocks" in name for name in moved)  # whose q, k and v are one layer here
 
     file = tmp_path / trainer.weights_name
     save_file(trainer.weights(), file, metadata=trainer.weights_metadata)

@@ -160,6 +160,23 @@ def test_a_batch_scores_as_its_pictures_alone_however_long_its_texts_are(reward)
     assert (reward.score(image, texts[::-1]) - together).abs().max() > 1e-3  # it reads the texts
 
 
+def test_weights_stored_in_bfloat16_keep_it_and_the_head_is_float32(reward, folder, tmp_path):
+    write_qwen(tmp_path)
+    (tmp_path / INSTRUCTION_FILE).parent.mkdir(parents=True)
+    (tmp_path / INSTRUCTION_FILE).write_text(STAND_IN)
+    half = {name: it.bfloat16() for name, it in load_file(folder / WEIGHTS_NAME).items()}
+    save_file(half, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
+    rounded = HPSv3Reward.from_published(tmp_path, pixels=SIDE * SIDE)
+    kinds = {it.dtype for it in rounded.model.backbone.parameters()}
+    assert kinds == {torch.bfloat16} and rounded.model.head[0].weight.dtype == torch.float32
+    image = draw().requires_grad_()
+    scores = rounded.score(image, TEXTS)
+    assert scores.dtype == torch.float32
+    assert 0 < (scores - reward.score(draw(), TEXTS)).abs().max() < 0.5
+    scores.sum().backward()
+    assert image.grad.abs().max() > 0
+
+
 def test_patches_equal_those_of_qwens_own_processor():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8))
     theirs = Qwen2VLImageProcessorPil()(picture, return_tensors="pt")
