@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srpo.policies import tensors
+from srpo.policies.blocks import BLOCK, pack
 from srpo.policies.headers import QUANTISED
 from srpo.policies.lora import merge_lora, require_lora_fit
 from srpo.policies.places import WEIGHTS_NAME, Found, Piece, Pieces, find
@@ -88,13 +89,10 @@ def quantised(transformer: FluxTransformer2DModel, kind: str, device: str | torc
     What is outside of the repeated blocks, a few thousandths of all, stays as it is, as in published files.
     ValueError, one sentence, where the package gguf is not installed.
     """
-    gguf = tensors.require_gguf()
-    number = gguf.GGMLQuantizationType(QUANTISED[kind])
-    size = gguf.GGML_QUANT_SIZES[number][0]
     weights: dict[str, Tensor] = {}
     for name, weight in transformer.state_dict().items():
-        if weight.ndim == 2 and "transformer_blocks." in name and weight.shape[1] % size == 0:
-            weights[name] = _blocks(torch.from_numpy(gguf.quants.quantize(weight.float().cpu().numpy(), number)), kind)
+        if weight.ndim == 2 and "transformer_blocks." in name and weight.shape[1] % BLOCK == 0:
+            weights[name] = _blocks(pack(weight.to(device), kind), kind)
         else:
             weights[name] = weight
     return _in_blocks(weights, transformer, torch.device(device))

@@ -28,7 +28,6 @@ WEIGHT_FILE = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safete
 # Estimates, by which prices are told before anything was measured; the page says what a change of model really took.
 BYTES_PER_PIXEL = 4096  # of activations, in two-byte numbers: the VAE's widest layers, mostly
 BYTES_PER_S = {"cuda": 1.5e12, "link": 25e9, "cpu": 4e9}  # within a GPU, from pinned memory to it, within a machine
-NUMBERS_PER_S = 2e8  # that are packed in blocks, on one core
 
 
 @dataclass(frozen=True)
@@ -181,10 +180,9 @@ def price(mode: str, form: str, sizes: Sizes, memory: Memory) -> str:
             f"All layers are brought anew at each step, at least {seconds:.2g} s (estimate), so the sides are drawn "
             "one after the other."
         )
-    seconds = sizes.transformer / sizes.bytes_per_number / NUMBERS_PER_S
     return (
         f"Weights are rounded to {int(BITS[form])} bits a number, by more than SRPO changed them: for single pictures "
-        f"alone. Each model takes {seconds:.2g} s more to load (estimate)."
+        "alone."
     )
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from srpo.policies.blocks import BLOCK
 from srpo.policies.headers import QUANTISED
 from srpo.policies.tensors import require_gguf
-
-BLOCK = 32  # numbers that share a scale in the simple kinds of GGUF
 
 
 def forms() -> dict[str, Callable[[Tensor], Tensor]]:

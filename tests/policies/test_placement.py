@@ -9,6 +9,7 @@ from srpo import rounding
 from srpo.evaluation.sampling import sample_images
 from srpo.policies import acceleration, residency
 from srpo.policies.acceleration import Acceleration, choose_acceleration, manner, require_alike
+from srpo.policies.blocks import pack
 from srpo.policies.checkpoints import save_transformer
 from srpo.policies.difference import Difference, change_of
 from srpo.policies.flux import FluxPolicy
@@ -296,6 +297,24 @@ def test_quantized_rounds_the_blocks_matrices_and_draws_nearly_the_same(folder, 
     for policy, expected in zip((models.base, models.load(others[0])), resident, strict=False):
         gap = (picture(policy) - expected).abs().mean()
         assert 0 < gap < most
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_blocks_are_packed_as_the_package_packs_them(kind):
+    import gguf
+
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    weight[3, :32] = 0  # a block without a scale
+    weight[4, :32] = torch.linspace(-1, 1, 32)  # its largest number twice
+    weight[5, 0] = 1e5
+    for dtype in (torch.float32, torch.bfloat16):
+        values = weight.to(dtype)
+        expected = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType[kind])
+        assert torch.equal(pack(values, kind), torch.from_numpy(expected))
+    with pytest.raises(ValueError, match="a multiple of 32 numbers"):
+        pack(weight[:, :40], kind)
+    with pytest.raises(ValueError, match="Q8_0 or Q4_0, not as 'Q6_K'"):
+        pack(weight, "Q6_K")
 
 
 # How they are run
