@@ -37,7 +37,7 @@ def _q4_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.where(sizes == sizes.amax(dim=1, keepdim=True), places, BLOCK).amin(dim=1, keepdim=True)
     largest = blocks.gather(1, first)
     scales = largest / -8
-    steps = (blocks.double() * _inverse(scales).double() + 8.5).trunc().clamp(0, 15).to(torch.uint8)
+    steps = (blocks * _inverse(scales) + 8.5).trunc().clamp(0, 15).to(torch.uint8)
     return scales, steps[:, : BLOCK // 2] | (steps[:, BLOCK // 2 :] << 4)
 
 
