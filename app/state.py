@@ -10,6 +10,7 @@ from typing import Any
 from srpo.evaluation.records import MAX_SEED
 from srpo.miniature import paths
 from srpo.policies import hub, places, sizes
+from srpo.policies.placement import AUTO
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Options:
     database: str | None = None  # a postgresql:// URL
     votes_dataset: str | None = None  # OWNER/NAME: a private dataset of the Hub in which the studies are kept as well
     device: str = "cpu"
+    memory: str = AUTO  # srpo.policies.placement.MODES
+    attention: str = AUTO  # srpo.policies.placement.ATTENTION
+    compile: bool = False  # the transformers' repeated blocks
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
     local_paths: bool = True  # visitors may name folders and files of this machine
     downloads: bool = True  # what is named by an id of the hub may be fetched, at its first use

@@ -18,7 +18,8 @@ from benchmarks.figures import LEFT_OUT, Figure, fill, table
 from benchmarks.scale import FULL, QUICK
 
 # The app's process first: this one must not have read the libraries that its cold start reads.
-GROUPS = ("app_process", "pairs", "overhead", "inside", "renderer", "training", "page", "updates", "studies", "flux")
+GROUPS = ("app_process", "pairs", "overhead", "inside", "renderer", "training", "page", "updates", "studies")
+FLUX = ("flux_pictures", "flux_memory", "flux_updates")  # at FLUX.1-dev's size: all of them by --only flux
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.quick:
         print("quick: this shows that every measurement runs; the figures mean nothing", flush=True)
     figures: list[Figure] = []
-    for name in GROUPS if asked.only is None else asked.only:
+    for name in _chosen(asked.only):
         print(f"measuring: {name} ...", file=sys.stderr, flush=True)
         group = importlib.import_module(f"benchmarks.{name}")
         figures += fill(group.FIGURES, group.measure(options, scale))
@@ -50,10 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_weights(parser)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, help="measure these alone")
+    names = (*GROUPS, "flux", *FLUX)
+    parser.add_argument("--only", nargs="+", choices=names, help="measure these alone; flux: all at FLUX.1-dev's size")
     parser.add_argument("--quick", action="store_true", help="a minute that shows that every measurement runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
     return parser
+
+
+def _chosen(names: Sequence[str] | None) -> list[str]:
+    """The groups in the order of asking, all of them where none is named."""
+    asked = (*GROUPS, *FLUX) if names is None else names
+    return list(dict.fromkeys(group for name in asked for group in (FLUX if name == "flux" else (name,))))
 
 
 def _machine() -> str:

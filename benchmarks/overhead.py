@@ -46,13 +46,13 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     side = Catalogue(options).native_side
     settings = Settings(seed=0, steps=scale.steps, guidance=GUIDANCE, width=side, height=side)
     ways = [
-        lambda seed: _pipeline(engine.base, settings, seed),
-        lambda seed: _loop(engine.base, settings, seed),
-        lambda seed: _loop_with_previews(engine, settings, seed),
+        lambda seed: paint_by_pipeline(engine.base, settings, seed),
+        lambda seed: paint_by_loop(engine.base, settings, seed),
+        lambda seed: _with_previews(engine, settings, seed),
     ]
     for way in ways:  # what happens once only
         way(0)
-    seconds = np.array([[_seconds(way, number) for way in ways] for number in range(scale.rounds)])  # (rounds, ways)
+    seconds = np.array([[seconds_of(way, number) for way in ways] for number in range(scale.rounds)])  # (rounds, ways)
     yield "FluxPipeline alone", statistics.median(seconds[:, 0])
     ratios = np.median(seconds / seconds[:, :1], axis=0)
     yield "our loop / FluxPipeline", float(ratios[1])
@@ -61,7 +61,8 @@ def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
     yield "largest difference of the pictures", max(abs(picture - pictures[0]).max() for picture in pictures[1:])
 
 
-def _pipeline(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
+def paint_by_pipeline(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
+    """The picture of PROMPT by FluxPipeline's own call."""
     return policy.pipe(
         PROMPT,
         height=settings.height,
@@ -74,7 +75,8 @@ def _pipeline(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
 
 
 @torch.no_grad()
-def _loop(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
+def paint_by_loop(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
+    """The same picture by our loop."""
     cond = policy.encode_prompts([PROMPT])
 
     def velocity(x_t: Tensor, sigma: float) -> Tensor:
@@ -85,7 +87,7 @@ def _loop(policy: FluxPolicy, settings: Settings, seed: int) -> Image.Image:
     return to_pil(policy.decode(last.x_t))
 
 
-def _loop_with_previews(engine: Engine, settings: Settings, seed: int) -> Image.Image:
+def _with_previews(engine: Engine, settings: Settings, seed: int) -> Image.Image:
     """As the page does it for one side."""
     cond = engine.encode(PROMPT)
     for event in engine.paint([engine.base], cond, settings, seed, StopFlag()):
@@ -94,7 +96,8 @@ def _loop_with_previews(engine: Engine, settings: Settings, seed: int) -> Image.
     return to_pil(event.images[0])
 
 
-def _seconds(way: Callable[[int], Image.Image], seed: int) -> float:
+def seconds_of(way: Callable[[int], Image.Image], seed: int) -> float:
+    """The time from the call to the finished picture."""
     started_s = time.perf_counter()
     way(seed)
     return time.perf_counter() - started_s

@@ -25,6 +25,8 @@ class Scale:
     crowd: int = 500  # raters who vote at once, twice each
     app_kills: int = 10  # of the whole app while raters vote
     rounds_of_flux: int = 3  # updates at FLUX.1-dev's size
+    rounds_of_pictures: int = 3  # by each kernel, at that size
+    steps_of_memory: int = 4  # of a pair in each memory mode
     quick: bool = False
     cold_start: bool = True  # start the app once more, with its libraries' files out of the memory
 
@@ -47,6 +49,8 @@ QUICK = Scale(
     crowd=100,
     app_kills=1,
     rounds_of_flux=1,
+    rounds_of_pictures=1,
+    steps_of_memory=2,
     quick=True,
     cold_start=False,
 )

@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from srpo.evaluation.recovery_errors import psnr
-from srpo.evaluation.sampling import sample_latents
-from srpo.flow.path import interpolate
+from srpo.evaluation.fidelity import Fidelity, fidelity
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.hub import local
 from srpo.policies.load import load_policy
@@ -27,16 +24,6 @@ from srpo.runs.atomic import write_file
 
 PROMPTS = ("a red ball on a beach", "a white house in the snow")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SIGMAS = (0.9, 0.6, 0.3)  # noise levels at which velocities are compared
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How near a model comes to the tuned one, over prompts and seeds."""
-
-    velocity_error: float  # |v - v_tuned| / |v_base - v_tuned|: 0 is the tuned model, 1 as far from it as the base
-    psnr_db: float  # of its pictures against the tuned model's
-    base_psnr_db: float  # of the base's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(options.out)
         pipeline = local(options.model) if options.model else base
         if (pipeline / "model_index.json").is_file():
-            found = fidelity(pipeline, tuned, options.out, options)
+            found = fidelity_of(pipeline, tuned, options.out, options)
             print(
                 f"At {len(options.seeds)} seeds of {len(options.prompt)} prompts, against the tuned model: velocities "
                 f"{found.velocity_error:.1%} as far as the base's, pictures {found.psnr_db:.1f} dB (the base's "
@@ -86,8 +73,7 @@ def _extracted(base: Path, tuned: Path, options: argparse.Namespace) -> dict[str
         return end.value
 
 
-@torch.no_grad()
-def fidelity(pipeline: Path, tuned: Path, lora: Path, options: argparse.Namespace) -> Fidelity:
+def fidelity_of(pipeline: Path, tuned: Path, lora: Path, options: argparse.Namespace) -> Fidelity:
     """The LoRA over the pipeline's transformer beside the tuned model, from the same noises."""
     base = load_policy(
         pipeline,
@@ -95,25 +81,9 @@ def fidelity(pipeline: Path, tuned: Path, lora: Path, options: argparse.Namespac
         dtype=torch.float32 if options.device == "cpu" else torch.bfloat16,
         max_sequence_length=options.text_tokens,
     )
-    policies = [base, *(base.with_transformer(load_transformer(it, base.transformer)) for it in (tuned, lora))]
-    errors, distances, ratios, base_ratios = [], [], [], []
-    side = options.size
-    settings = {"num_steps": options.steps, "guidance": options.guidance, "height": side, "width": side}
-    for prompt in options.prompt:
-        cond = base.encode_prompts([prompt])
-        for seed in options.seeds:
-            made = [sample_latents(policy, [prompt], [seed], **settings) for policy in policies]
-            noise, clean = made[0][0], [x0 for _, x0 in made]
-            for sigma in SIGMAS:
-                x_t = interpolate(clean[1], noise, sigma)  # on the tuned model's own way
-                plain, wanted, ours = (policy.velocity(x_t, sigma, cond, options.guidance) for policy in policies)
-                errors.append((ours - wanted).square().sum())
-                distances.append((plain - wanted).square().sum())
-            plain, wanted, ours = (base.decode(x0) for x0 in clean)
-            ratios.append(float(psnr(ours, wanted).mean()))
-            base_ratios.append(float(psnr(plain, wanted).mean()))
-    error = float((torch.stack(errors).sum() / torch.stack(distances).sum().clamp_min(1e-30)).sqrt())
-    return Fidelity(error, sum(ratios) / len(ratios), sum(base_ratios) / len(base_ratios))
+    others = (base.with_transformer(load_transformer(it, base.transformer)) for it in (tuned, lora))
+    settings = {"num_steps": options.steps, "guidance": options.guidance, "side": options.size}
+    return fidelity(base, *others, options.prompt, options.seeds, **settings)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

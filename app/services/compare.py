@@ -15,10 +15,11 @@ from app.services.device import StopFlag, Stopped, Turn, wait_for_device
 from app.services.metadata import comparison_texts
 from app.services.models import Model
 from app.services.pictures import data_uri
-from app.services.requests import CompareRequest, Settings
+from app.services.requests import BadInput, CompareRequest, Settings
 from app.services.studio import Studio
 from srpo.evaluation.records import file_stem
 from srpo.policies.families import is_flux1
+from srpo.policies.placement import QUANTIZED
 
 if TYPE_CHECKING:
     from app.services.engine import Engine, Finished
@@ -75,6 +76,7 @@ def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator
     snapshot holds the pairs that were finished.
     """
     models = studio.catalogue.find(request.left), studio.catalogue.find(request.right)
+    require_comparable(studio, models)
     view = Comparison(
         "waiting",
         "",
@@ -93,6 +95,25 @@ def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator
     except Stopped:
         finished = f" after {len(view.pairs)} of {request.num_seeds} seeds" if view.pairs else ""
         yield replace(view, phase="stopped", message=f"Stopped{finished}.", left_s=None)
+
+
+def require_comparable(studio: Studio, models: Sequence[Model]) -> None:
+    """Nothing for one model, or for several whose differences can be SRPO's; else BadInput, one sentence."""
+    different = list(dict.fromkeys(models))
+    if len(different) < 2:
+        return
+    alone = "choose one model for both sides, or alone in the grid, for single pictures"
+    if studio.memory == QUANTIZED:
+        raise BadInput(
+            "With --memory quantized all weights are rounded by several times what SRPO changed, so a pair would show "
+            f"the rounding: start with --memory offload, which loses nothing, or {alone}."
+        )
+    for model in different:
+        if form := studio.catalogue.rounding(model):
+            raise BadInput(
+                f"{model.label} is stored in {form}, which rounds weights by several times what SRPO changed, so a "
+                f"pair would show the rounding: compare bfloat16 weights, or {alone}."
+            )
 
 
 def prepare(
@@ -151,10 +172,11 @@ def _run(
         folder = studio.pictures.new_folder()
         cond = engine.encode(request.text(request.prompt))
 
+        sides = policies[:1] if view.is_one_model else policies  # one picture, which both sides show
         started_s = time.monotonic()
         for number, seed in enumerate(request.seeds):
             view = replace(view, phase="running", seed=seed, message=f"Seed {seed}")
-            for event in engine.paint(policies, cond, request, seed, stop):
+            for event in engine.paint(sides, cond, request, seed, stop):
                 if not isinstance(event, Step):
                     pair = _pair(studio, engine, request, view, seed, event, folder, facts)
                     view = replace(view, pairs=(*view.pairs, pair), previews=None)
@@ -164,7 +186,7 @@ def _run(
                 view = replace(
                     view,
                     message=f"Step {event.done} of {event.total}",
-                    previews=(data_uri(event.previews[0]), data_uri(event.previews[1])),
+                    previews=(data_uri(event.previews[0]), data_uri(event.previews[-1])),
                     share_done=share,
                     left_s=elapsed_s * (1 - share) / share,
                 )
@@ -194,8 +216,9 @@ def _pair(
     """The pair of one seed, scored and written to files that carry their settings."""
     from app.services.engine import to_pil  # loaded by now
 
-    left, right = (to_pil(image) for image in finished.images)
-    rows = tuple(engine.scores(*finished.images, request.prompt))
+    sides = finished.images[0], finished.images[-1]
+    left, right = (to_pil(image) for image in sides)
+    rows = tuple(engine.scores(*sides, request.prompt))
     scores = {row.name: {"left": row.left, "right": row.right} for row in rows}
     difference, mean_difference, scale_end = plots.difference(left, right)
     names = dict(zip(("left", "right"), view.names, strict=True))
@@ -225,7 +248,8 @@ def facts_of(studio: Studio, engine: Engine, models: Sequence[Model]) -> dict[st
     files = {} if is_foreign else {model.id: studio.catalogue.file_of(model) for model in models}
     return {
         **studio.made_with(),
-        "dtype": str(engine.base.transformer.dtype).removeprefix("torch."),
+        "dtype": str(engine.base.dtype).removeprefix("torch."),
+        **engine.run_facts(),
         "device": str(engine.base.device),
         "versions": versions(),
         "weights_sha256": {name: value for name, value in hashes.items() if value},

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,19 +24,24 @@ from app.services.models import BASE, Catalogue, Model
 from app.services.requests import BadInput, Settings
 from app.services.scores import Row, Scorer
 from app.state import Options
+from srpo.flow.samplers import Step as SamplerStep
 from srpo.flow.samplers import euler
 from srpo.policies import conversion, hub, places
+from srpo.policies.acceleration import Acceleration, choose_acceleration, require_alike
 from srpo.policies.base import Conditioning
-from srpo.policies.checkpoints import load_transformer, require_fit
+from srpo.policies.checkpoints import require_fit
 from srpo.policies.families import PIPELINES
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.load import load_policy
+from srpo.policies.placement import RESIDENT, Placement, Sizes, choose, require_room
+from srpo.policies.residency import Residency, loading_device, measure, residency
 from srpo.rewards.base import to_pil
 
 log = logging.getLogger(__name__)
 
-# Bytes of transformers kept beside the base's own: on a GPU one FLUX in bf16, in the machine's memory many miniatures.
-GPU_BUDGET, CPU_BUDGET = 24 * 2**30, 2**29
+# Bytes of transformers kept beside the base's own where the device is the CPU, whose memory is not ours alone: many
+# miniatures. A GPU is filled up to what a picture needs.
+CPU_BUDGET = 2**29
 # What torch says, as a plain RuntimeError, where memory that is not CUDA's is at its end.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -60,9 +66,24 @@ class Finished:
 class Engine:
     """The base pipeline and the transformers that were asked for, sharing text encoders and VAE."""
 
-    def __init__(self, base: FluxPolicy, scorer: Scorer, max_side: int) -> None:
-        """max_side: the longest side of a picture, in pixels, that `check` lets pass."""
+    def __init__(
+        self,
+        base: FluxPolicy,
+        scorer: Scorer,
+        max_side: int,
+        *,
+        models: Residency | None = None,
+        placement: Placement = Placement(RESIDENT),  # noqa: B008 (frozen)
+        budget: int | None = None,
+    ) -> None:
+        """max_side: the longest side of a picture, in pixels, that `check` lets pass.
+
+        models: what loads others over the base and keeps them; beside one another where it is None.
+        budget: bytes of transformers kept beside the base's own; CPU_BUDGET where it is None.
+        """
         self.base, self.scorer, self.max_side = base, scorer, max_side
+        self.models = models or Residency(base, Acceleration())
+        self.placement, self._budget = placement, budget
         self._resident: OrderedDict[tuple[str, float, float], FluxPolicy] = OrderedDict()
         self._converting = threading.Lock()
         self._loading = threading.Lock()  # what the page shows at first is loaded beside the first requests
@@ -76,15 +97,32 @@ class Engine:
             raise BadInput(
                 f"The base model is not at {options.model}: start the app with --model FOLDER, a {PIPELINES}."
             )
+        device, dtype, catalogue = device_for(options), dtype_for(options), Catalogue(options)
+        sizes = Sizes.of(options.model, dtype.itemsize, catalogue.native_side)
+        try:
+            placement = choose(options.memory, sizes, measure(device))
+            acceleration = choose_acceleration(options.compile, options.attention, device, placement)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
         with memory_named(f"load {options.model.name}"):
             base = load_policy(
                 options.model,
-                device=options.device,
-                dtype=dtype_for(options),
+                device=loading_device(placement, device),
+                dtype=dtype,
                 local_files_only=True,
                 max_sequence_length=options.max_sequence_length,
             )
-            return cls(base, Scorer.load(options.reward, options.judge), Catalogue(options).max_side)
+            models = residency(base, placement, acceleration, device)
+            free = measure(device)
+            room = (free.host if placement.takes_turns else free.free) - sizes.work
+            return cls(
+                base,
+                Scorer.load(options.reward, options.judge),
+                catalogue.max_side,
+                models=models,
+                placement=placement,
+                budget=None if device.type == "cpu" else max(0, room),
+            )
 
     def convert(self, models: Sequence[Model], stop: StopFlag) -> Iterator[str]:
         """Messages while large float32 weights are converted to the base's precision, once and for all starts.
@@ -113,7 +151,7 @@ class Engine:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.base.transformer.dtype
+        return self.base.dtype
 
     def _unconverted(self, model: Model) -> Path | None:
         """The place of weights that are worth a conversion and have none yet."""
@@ -121,7 +159,7 @@ class Engine:
             found = places.find(model.weights)
             if not conversion.is_worth_converting(found, self._dtype):
                 return None
-            require_fit(found, self.base.transformer, weight=model.weight)
+            require_fit(found, self.models.reference, weight=model.weight)
             if not conversion.is_converted(conversion.converted_folder(found, self._dtype)):
                 return model.weights
         except (ValueError, OSError) as error:
@@ -150,8 +188,8 @@ class Engine:
 
     def _make_room(self, asked: set[tuple[str, float, float]]) -> None:
         """Forgets weights until those asked for fit the budget beside what stays; all have the base's size."""
-        budget = CPU_BUDGET if self.base.device.type == "cpu" else GPU_BUDGET
-        num_bytes = sum(weight.nbytes for weight in self.base.transformer.parameters())
+        budget = CPU_BUDGET if self._budget is None else self._budget
+        num_bytes = sum(weight.nbytes for weight in self.models.reference.parameters())
         unused = [key for key in self._resident if key not in asked]
         for key in unused[: max(0, len(unused) + len(asked) - budget // num_bytes)]:
             del self._resident[key]
@@ -159,9 +197,10 @@ class Engine:
     def _load(self, key: tuple[str, float, float], model: Model) -> FluxPolicy:
         if key not in self._resident:
             try:
+                place = self._place(model)
+                require_room(model.label, self.models.num_bytes(place), measure(self.base.device).free)
                 with memory_named(f"load {model.label} beside the base model"):
-                    transformer = load_transformer(self._place(model), self.base.transformer, weight=model.weight)
-                    self._resident[key] = self.base.with_transformer(transformer)
+                    self._resident[key] = self.models.load(place, model.weight)
             except (ValueError, OSError) as error:
                 raise BadInput(_sentence(error)) from None
         self._resident.move_to_end(key)
@@ -193,8 +232,10 @@ class Engine:
     ) -> Iterator[Step | Finished]:
         """One picture per policy from the same noise, schedule and text, all taking each step together.
 
+        Where a change of model is dear, they are painted one after the other, and those that wait show the noise.
         Raises Stopped before the next evaluation of a model once `stop` is set.
         """
+        require_alike(policies)
         height, width = settings.height, settings.width
         noise = self.base.initial_noise(seed, height, width)
         sigmas = self.base.schedule(settings.steps, height, width)
@@ -209,11 +250,13 @@ class Engine:
             return velocity
 
         paths = [euler(velocity_of(policy), noise, sigmas) for policy in policies]
-        steps: tuple = ()
+        rounds = _in_turn(paths) if self.placement.takes_turns else zip(*paths, strict=True)
+        total = settings.steps * (len(paths) if self.placement.takes_turns else 1)
+        steps: tuple[SamplerStep | None, ...] = ()
         with memory_named(f"draw {width} × {height} pixels", "choose a smaller size"):
-            for steps in zip(*paths, strict=True):
-                previews = tuple(to_pil(policy.preview(step.x0)) for policy, step in zip(policies, steps, strict=True))
-                yield Step(steps[0].index + 1, settings.steps, previews)
+            for done, steps in enumerate(rounds, 1):
+                seen = (noise if step is None else step.x0 for step in steps)
+                yield Step(done, total, tuple(to_pil(self.base.preview(x0)) for x0 in seen))
             stop.check()
             latents = tuple(step.x_t for step in steps)
             yield Finished(tuple(self._decode(x0) for x0 in latents), latents)
@@ -222,8 +265,46 @@ class Engine:
     def _decode(self, x0: Tensor) -> Tensor:
         return self.base.decode(x0)
 
+    def run_facts(self) -> dict[str, Any]:
+        """How all models are run, for a picture's record: what of it moves pixels, and what does not."""
+        placement, acceleration = self.placement, self.models.acceleration
+        return {
+            "memory": placement.mode,
+            "compile": acceleration.compiles,
+            "attention": acceleration.attention,
+            **({"rounded_to": placement.form} if not placement.is_faithful else {}),
+        }
+
+    def manner(self) -> str:
+        """How the models are kept and run, why, and what it costs, in sentences for the page."""
+        seconds, acceleration = self.models.change_seconds, self.models.acceleration
+        took = f" The last change of model took {seconds:.2g} s." if seconds is not None else ""
+        compiled = ", compiled" if acceleration.compiles else ""
+        return f"{self.placement}{took} Attention: {acceleration.attention}{compiled}, for all models alike."
+
     def scores(self, left: Tensor, right: Tensor, prompt: str) -> list[Row]:
         return self.scorer.rows(left, right, prompt)
+
+
+def _in_turn(paths: Sequence[Iterator[SamplerStep]]) -> Iterator[tuple[SamplerStep | None, ...]]:
+    """The latest step of every path, after each step: the first path to its end, then the second; None before it."""
+    latest: list[SamplerStep | None] = [None] * len(paths)
+    for number, path in enumerate(paths):
+        for step in path:
+            latest[number] = step
+            yield tuple(latest)
+
+
+def device_for(options: Options) -> torch.device:
+    """The device of these options. BadInput where it is not here."""
+    try:
+        device = torch.device(options.device)
+    except RuntimeError:
+        raise BadInput(f"There is no kind of device {options.device!r}: choose cpu, cuda, cuda:1 or mps.") from None
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= found:
+        raise BadInput(f"There is no device {options.device} here: start with --device cpu.")
+    return device
 
 
 def dtype_for(options: Options) -> torch.dtype:

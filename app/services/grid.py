@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.services.compare import facts_of, narrate, prepare
+from app.services.compare import facts_of, narrate, prepare, require_comparable
 from app.services.device import StopFlag, Stopped
 from app.services.metadata import comparison_texts
 from app.services.models import Model
@@ -49,6 +49,7 @@ def paint_grid(studio: Studio, request: GridRequest, stop: StopFlag) -> Iterator
     BadInput comes before any work. Stopped early, the last snapshot has a sheet of what was drawn until then.
     """
     models = [studio.catalogue.find(name) for name in dict.fromkeys(request.models)]
+    require_comparable(studio, models)
     rows = tuple(GridRow(prompt, seed, (None,) * len(models)) for prompt in request.prompts for seed in request.seeds)
     names = tuple(model.label for model in models)
     view = Grid("waiting", "", models=names, rows=rows, width=request.width, height=request.height)

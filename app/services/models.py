@@ -147,6 +147,13 @@ class Catalogue:
         except (ValueError, OSError):  # loading says what is wrong with them
             return ""
 
+    def rounding(self, model: Model) -> str:
+        """The form of a model's weights where it hides what SRPO changed, in words; else nothing."""
+        try:
+            return places.find(self.options.model if model.weights is None else model.weights).rounding
+        except (ValueError, OSError):  # loading says what is wrong with them
+            return ""
+
     def file_of(self, model: Model) -> dict[str, Any]:
         """Under which name another tool would look for a model's weights: a "model", or a "lora" with its "weight"."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from app.services.requests import MAX_STEPS, BadInput, Settings
 from app.services.studies import Studies
 from app.state import Options
 from srpo.policies import families
+from srpo.policies.placement import MODES
 
 if TYPE_CHECKING:
     from app.services.engine import Engine
@@ -54,6 +56,7 @@ class Studio:
         self.pictures = PictureStore()
         self.finetune = FineTune(options, self.device, self.pictures)
         self.studies = Studies(options)
+        self.memory = options.memory  # as it was asked for; another one may be chosen while the app runs
         self._engine: Engine | None = None
         self._failure: str | None = None
         self._warning: str | None = None
@@ -95,7 +98,7 @@ class Studio:
                 self._fetch(self.options.absent)
             from app.services.engine import Engine  # torch and diffusers: seconds, spent behind the page
 
-            self._engine = Engine.load(self.options)
+            self._engine = Engine.load(replace(self.options, memory=self.memory))
         except ValueError as error:  # a sentence about the folder
             self._failure = str(error)
             log.error(self._failure)
@@ -114,6 +117,38 @@ class Studio:
             except BadInput as error:  # the other models work
                 self._warning = f"{model.label} cannot be used: {error}"
                 log.error(self._warning)
+
+    def rearrange(self, memory: str) -> None:
+        """Loads the models anew in another memory mode, behind the page. Where it does not fit, the one before is back.
+
+        BadInput for a mode that does not exist, or while the models are at work or still loading.
+        """
+        if memory not in MODES:
+            raise BadInput(f"The memory mode is one of {', '.join(MODES)}, not {memory[:40]!r}.")
+        with self.device.turn() as turn:
+            if turn.ahead() or turn.acquire() is not None:
+                raise BadInput("The device is at work: choose another memory mode when that has ended.")
+            with self._lock:
+                if self._thread is not None and self._thread.is_alive():
+                    raise BadInput("The models are still loading: choose another memory mode when they are there.")
+                before, self.memory = self.memory, memory
+                self._engine = self._warning = self._failure = None
+                gc.collect()  # what the models held is free before it is measured
+                self._started_s = time.monotonic()
+                self._thread = threading.Thread(target=self._reload, args=(before,), name="models", daemon=True)
+                self._thread.start()
+
+    def _reload(self, before: str) -> None:
+        """Loads the models; in the mode before, where this one is refused."""
+        self._load(fetch=False)
+        if self._engine is None:
+            refused, self.memory, self._failure = self._failure, before, None
+            self._load(fetch=False)
+            self._warning = self._warning or refused
+
+    def arrangement(self) -> str:
+        """How the models are kept and run, and why, in sentences; nothing while they load."""
+        return "" if self._engine is None else self._engine.manner()
 
     def status(self) -> Status:
         """The state of the models, in a sentence for the page."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.services.compare import narrate, prepare
+from app.services.compare import narrate, prepare, require_comparable
 from app.services.device import StopFlag, Stopped
 from app.services.grid import Grid, GridRow
 from app.services.models import Model as Weights
@@ -77,6 +77,7 @@ def make_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Gri
     """
     study = _preparing(studio, identity)
     models = _weights(studio, study)
+    require_comparable(studio, models)
     view = _blank(studio, study, "waiting", "")
     yield from _to_the_end(studio, study, view, _make(studio, study, models, view, stop), (Unavailable,))
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from app.services.compare import require_comparable
 from app.services.device import StopFlag
 from app.services.finetune import FineTune
 from app.services.models import RUN
@@ -359,8 +360,9 @@ def _models(studio: Studio, request: StudyRequest) -> list[tuple[Model, str | No
     if len(dict.fromkeys(request.models)) > MAX_MODELS:
         raise BadInput(f"A study takes at most {MAX_MODELS} models, not {len(request.models)}.")
     known = {model.id for model in catalogue.models()}
-    for number, name in enumerate(dict.fromkeys(request.models), 1):
-        model = catalogue.find(name)
+    models = [catalogue.find(name) for name in dict.fromkeys(request.models)]
+    require_comparable(studio, models)
+    for number, model in enumerate(models, 1):
         listed = model.id in known or model.id.startswith(RUN)
         key = model.id if listed else f"{WEIGHTS}{number}"
         sha256 = catalogue.sha256(model) or ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import time
@@ -44,6 +45,13 @@ log = logging.getLogger(__name__)
 
 SETTINGS = ("num_seeds", "steps", "guidance", "width", "height", "control_word")
 RESTORED = ("prompt", "seed", *SETTINGS, "left", "right")
+MEMORY_MODES = [
+    ("Automatic, by free memory", "auto"),
+    ("Both on the device", "resident"),
+    ("One on the device, swapped", "swap"),
+    ("Layer by layer, from the machine’s memory", "offload"),
+    ("Rounded to 8 or 4 bits: single pictures alone", "quantized"),
+]
 LORA_WEIGHTS = -1.0, 2.0  # what the slider offers; a path may say more
 WORKING = ("waiting", "running")  # phases after which more comes
 UNEXPECTED = "Something went wrong in the app itself; the terminal it was started from has the details."
@@ -178,6 +186,19 @@ class Handlers:
         """(the line about the models, the timer, which stops once the models are there)."""
         status = self.studio.status()
         return note_html(status.message, status.phase), gr.Timer(active=status.phase != "ready")
+
+    def rearrange(self, memory: object) -> tuple:
+        """(what was refused, or nothing; the timer that tells how far the models are)."""
+        try:
+            self.studio.rearrange(str(memory))
+        except BadInput as error:
+            return note_html(str(error), "failed"), gr.skip()
+        return "", gr.Timer(active=True)
+
+    def arrangement(self) -> tuple:
+        """(the memory mode as it was asked for, what was picked and why)."""
+        said = self.studio.arrangement() or "The models are still loading."
+        return gr.update(value=self.studio.memory), html.escape(said)
 
     def model_choices(self) -> tuple:
         """(left, right, grid) pickers with every run that has finished by now."""
@@ -320,6 +341,16 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
                 elem_id="dropped",
             )
             restored = gr.HTML(elem_id="restored", apply_default_css=False)
+            with gr.Accordion("Memory and speed", open=False, elem_id="memory-panel") as memory_panel:
+                memory = gr.Dropdown(
+                    MEMORY_MODES,
+                    value=studio.memory,
+                    label="How two models share the device",
+                    interactive=options.local_paths,  # beyond loopback nobody may reload the models of all
+                    elem_id="memory",
+                )
+                arranged = gr.HTML(elem_id="arranged", elem_classes="hint", apply_default_css=False)
+                refused = gr.HTML(elem_id="memory-refused", apply_default_css=False)
     with gr.Accordion("Grid: prompts × seeds × models", open=False, elem_id="grid-panel"):
         with gr.Row():
             lines = gr.Textbox(
@@ -385,6 +416,10 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
     if options.local_paths:  # elsewhere a picker takes what it lists alone
         gr.on([left.change, right.change, page.load], do.weight_of, [left, right], lora_weight, **follow)
         lora_weight.input(do.weigh, [lora_weight, left, right], [left, right], **follow)
+    if options.local_paths:
+        memory.input(do.rearrange, memory, [refused, timer], **press)
+    looks = [status.change, memory_panel.expand, refused.change, page.load]
+    gr.on(looks, do.arrangement, outputs=[memory, arranged], **follow)
     num_seeds.change(do.cost, num_seeds, generate, **follow)
     gr.on([field.change for field in counted], do.grid_cost, counted, draw, **follow)
     timer.tick(do.status, outputs=[status, timer], queue=False, **quiet)

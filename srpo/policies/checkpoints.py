@@ -20,36 +20,83 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srpo.policies import tensors
+from srpo.policies.blocks import BLOCK, pack
 from srpo.policies.headers import QUANTISED
 from srpo.policies.lora import merge_lora, require_lora_fit
 from srpo.policies.places import WEIGHTS_NAME, Found, Piece, Pieces, find
 from srpo.runs.atomic import write_file
 
-__all__ = ["WEIGHTS_NAME", "load_transformer", "require_fit", "save_transformer"]
+__all__ = [
+    "WEIGHTS_NAME",
+    "load_transformer",
+    "quantised",
+    "read_weights",
+    "require_fit",
+    "save_transformer",
+    "with_weights",
+]
 
 Transformer = FluxTransformer2DModel | Flux2Transformer2DModel
 SAVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def load_transformer(place: str | Path, base: Transformer, *, weight: float = 1.0) -> Transformer:
-    """A new transformer of the base's architecture, precision and device with the weights at `place`, in eval mode.
+def load_transformer(
+    place: str | Path,
+    base: Transformer,
+    *,
+    weight: float = 1.0,
+    device: str | torch.device | None = None,
+) -> Transformer:
+    """A new transformer of the base's architecture and precision with the weights at `place`, in eval mode.
 
     place: a pipeline's, a transformer's or a run's folder, or one file, in any form that `places.find` knows.
     weight: of a LoRA; 1 as it was trained, 0 the base. Whole weights have none but 1.
+    device: where it is to lie; the base's where it is None.
     ValueError, one sentence, where there are no such weights, or where they do not fit the base.
     """
+    device = torch.device(base.device if device is None else device)
     found = find(place)
     require_fit(found, base, weight=weight)
-    if found.kind == "lora":
-        return _merged(found, base, weight)
-    recipe = found.recipe()
     if found.is_quantised:
-        return _quantised(recipe, base)
+        return _in_blocks(_read_blocks(found.recipe(), base.dtype), base, device)
+    return with_weights(base, dict(read_weights(found, base, weight=weight, device=device)))
+
+
+def read_weights(
+    found: Found, base: Transformer, *, weight: float = 1.0, device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight in the base's precision on that device), one by one; they must fit the base.
+
+    Those of a LoRA are merged into copies of the base's, all of them first. GGUF's blocks are unpacked.
+    """
+    if found.kind == "lora":
+        yield from _merged(found, base, weight, device).items()
+        return
+    for name, pieces in found.recipe().items():
+        yield name, tensors.read_weight(pieces, base.dtype).to(device)
+
+
+def with_weights(base: Transformer, weights: Mapping[str, Tensor]) -> Transformer:
+    """A transformer of the base's architecture around these tensors themselves, in eval mode."""
     with torch.device("meta"):
         transformer = type(base).from_config(base.config)
-    weights = {name: tensors.read_weight(pieces, base.dtype).to(base.device) for name, pieces in recipe.items()}
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
+
+
+def quantised(transformer: Transformer, kind: str, device: str | torch.device) -> Transformer:
+    """A copy on that device whose blocks' matrices are packed in GGUF's `kind` ("Q8_0" or "Q4_0").
+
+    What is outside of the repeated blocks, a few thousandths of all, stays as it is, as in published files.
+    ValueError, one sentence, where the package gguf is not installed.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, weight in transformer.state_dict().items():
+        if weight.ndim == 2 and "transformer_blocks." in name and weight.shape[1] % BLOCK == 0:
+            weights[name] = _blocks(pack(weight.to(device), kind), kind)
+        else:
+            weights[name] = weight
+    return _in_blocks(weights, transformer, torch.device(device))
 
 
 def require_fit(found: Found, base: Transformer, *, weight: float = 1.0) -> None:
@@ -76,31 +123,35 @@ def _named(found: Found) -> Iterator[None]:
         raise ValueError(f"{found.place} does not fit this model: {error}.") from error
 
 
-def _merged(found: Found, base: Transformer, weight: float) -> Transformer:
-    """A copy of the base with the LoRA in its weights."""
+def _merged(found: Found, base: Transformer, weight: float, device: str | torch.device) -> dict[str, Tensor]:
+    """Copies of the base's weights with the LoRA in them."""
     adapters = {name: tensors.read_weight((Piece.whole(entry),)) for name, entry in found.entries.items()}
-    weights = {name: it.clone() for name, it in base.state_dict().items()}
+    weights = {name: it.to(device, copy=True) for name, it in base.state_dict().items()}
     with _named(found):
         merge_lora(weights, adapters, found.metadata, weight=weight)
-    with torch.device("meta"):
-        transformer = type(base).from_config(base.config)
-    transformer.load_state_dict(weights, assign=True)
-    return transformer.eval()
+    return weights
 
 
-def _quantised(recipe: Mapping[str, Pieces], base: Transformer) -> Transformer:
-    """The model whose linear layers keep GGUF's blocks and compute in the base's precision."""
+def _read_blocks(recipe: Mapping[str, Pieces], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A GGUF file's weights: what lies in blocks as it is, the rest in that precision."""
+    weights = {}
+    for name, pieces in recipe.items():
+        kind = pieces[0].entry.dtype
+        packed = kind in QUANTISED
+        weights[name] = _blocks(tensors.read_blocks(pieces), kind) if packed else tensors.read_weight(pieces, dtype)
+    return weights
+
+
+def _blocks(packed: Tensor, kind: str) -> Tensor:
+    """diffusers' parameter of these bytes (rows, bytes per row)."""
     gguf = tensors.require_gguf()
     from diffusers.quantizers.gguf.utils import GGUFParameter  # imports gguf, which is optional
 
-    weights: dict[str, Tensor] = {}
-    for name, pieces in recipe.items():
-        kind = pieces[0].entry.dtype
-        if kind in QUANTISED:
-            number = gguf.GGMLQuantizationType(QUANTISED[kind])
-            weights[name] = GGUFParameter(tensors.read_blocks(pieces), quant_type=number)
-        else:
-            weights[name] = tensors.read_weight(pieces, base.dtype)
+    return GGUFParameter(packed, quant_type=gguf.GGMLQuantizationType(QUANTISED[kind]))
+
+
+def _in_blocks(weights: dict[str, Tensor], base: Transformer, device: torch.device) -> Transformer:
+    """The model whose linear layers keep GGUF's blocks and compute in the base's precision."""
     with tempfile.TemporaryDirectory() as folder:  # diffusers takes a configuration by its folder alone
         base.save_config(folder)
         transformer = type(base).from_single_file(
@@ -109,7 +160,7 @@ def _quantised(recipe: Mapping[str, Pieces], base: Transformer) -> Transformer:
             quantization_config=GGUFQuantizationConfig(compute_dtype=base.dtype),
             dtype=base.dtype,
             local_files_only=True,
-            device=base.device,
+            device=device,
         )
     return transformer.eval()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -90,6 +91,8 @@ class FluxPolicy:
         self.max_sequence_length = max_sequence_length
         self.autocast = autocast
         self.called: torch.nn.Module | None = None  # what velocity calls instead of the transformer: a DDP around it
+        # Entered around each call of the model: where models take turns in one memory, it brings this one's weights.
+        self.staged: Callable[[], AbstractContextManager[None]] = nullcontext
         self._image_ids: dict[tuple[int, int, torch.device], Tensor] = {}
         self._preview_map: dict[torch.device, Tensor] = {}
         self._text_cache: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()  # the latest used last
@@ -147,7 +150,7 @@ class FluxPolicy:
             if ours != theirs:
                 raise ValueError(f"The transformer's {name} must be {ours}, as the first one's, not {theirs}.")
         second = copy.copy(self)
-        second.called = None
+        second.called, second.staged = None, nullcontext
         second.pipe = self._pipeline({**self.pipe.components, "transformer": transformer.eval()})
         return second
 
@@ -161,7 +164,15 @@ class FluxPolicy:
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.transformer.device
+        """Where pictures are computed: where the VAE is, as a transformer may be kept elsewhere until it is called."""
+        return self.pipe.vae.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        # Of the layer that reads the latents: transformer.dtype would walk through every module at each step.
+        reader = self.transformer.x_embedder
+        return getattr(reader, "compute_dtype", reader.weight.dtype)  # a layer of GGUF's blocks computes in another
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The transformer's weights that take a gradient: all, or its adapters' where those are trained alone."""
@@ -275,11 +286,8 @@ class FluxPolicy:
         batch, _, rows, columns = x_t.shape
         if len(cond) != batch:
             raise ValueError(f"One prompt per image is needed: {len(cond)} prompts came with {batch} latents.")
-        transformer = self.transformer
-        # That of the layer which reads the latents: transformer.dtype would walk through every module at each step.
-        reader, device = transformer.x_embedder, x_t.device
-        dtype = getattr(reader, "compute_dtype", reader.weight.dtype)  # a layer of GGUF's blocks computes in another
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+        transformer, dtype, device = self.transformer, self.dtype, x_t.device
+        with self.staged(), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             packed = (self.called or transformer)(
                 hidden_states=pack(x_t).to(dtype),
                 timestep=one_each("sigma", sigma, x_t),  # the model multiplies by 1000 itself

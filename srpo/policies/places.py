@@ -130,6 +130,17 @@ class Found:
             said.append(GGUF_NOTICE.format(bits=re.search(r"\d", self.dtype)[0]))
         return " ".join(said)
 
+    @property
+    def rounding(self) -> str:
+        """The form that rounds these weights by several times what SRPO changed, in words; nothing for a finer one.
+
+        `python -m srpo.rounding` measures them: fp8 and fewer than eight bits are ten and more times as coarse as
+        SRPO's change, Q8_0 is nearly as fine as bfloat16. A LoRA is merged into the base's numbers, whatever its own.
+        """
+        if self.kind == "lora" or (self.dtype not in FP8 and self.dtype not in QUANTISED) or self.dtype == "Q8_0":
+            return ""
+        return READ[self.dtype]
+
     def recipe(self) -> dict[str, Pieces]:
         """diffusers' name of every weight -> what it is made of. ValueError for what is no weight of FLUX."""
         if self.kind != "transformer":

@@ -23,8 +23,21 @@ def test_another_model_comes_without_the_miniatures_own_weights(tmp_path):
     assert own == Options()
 
 
-@pytest.mark.parametrize("named", [{}, {"text_tokens": 77}, {"device": "cuda:1"}, {"reward": None, "judge": None}])
+@pytest.mark.parametrize(
+    "named", [{}, {"text_tokens": 77}, {"device": "cuda:1"}, {"reward": None, "judge": None}, {"compile": True}]
+)
 def test_options_written_as_words_are_read_as_the_same_options(tmp_path, named):
     options = Options(model=tmp_path, srpo=tmp_path / "srpo", reward=tmp_path / "reward", judge=tmp_path / "judge")
     options = replace(options, **named)
     assert read(*as_arguments(options)) == options
+
+
+def test_how_models_are_kept_and_run_is_read_and_what_is_none_is_refused(capsys):
+    options = read("--memory", "swap", "--attention", "cudnn", "--compile")
+    assert (options.memory, options.attention, options.compile) == ("swap", "cudnn", True)
+    assert read(*as_arguments(options)) == options
+    assert (read().memory, read().attention, read().compile) == ("auto", "auto", False)
+    for wrong in (["--memory", "best"], ["--attention", "fast"]):
+        with pytest.raises(SystemExit):
+            read(*wrong)
+        assert f"invalid choice: '{wrong[1]}' (choose from" in capsys.readouterr().err

@@ -55,8 +55,12 @@ def test_each_side_is_what_its_pipeline_alone_draws_from_that_seed(studio, side,
     assert np.abs(drawn - np.asarray(alone).astype(int)).max() <= 1
 
 
-def test_the_same_model_on_both_sides_gives_the_same_picture(studio):
+def test_the_same_model_on_both_sides_is_one_picture_painted_once(studio, monkeypatch):
+    evaluations = []
+    whole = type(studio._engine.base).velocity
+    monkeypatch.setattr(type(studio._engine.base), "velocity", lambda *a: evaluations.append(1) or whole(*a))
     view = run(studio, right="base")[-1]
+    assert len(evaluations) == REQUEST.steps
     (pair,) = view.pairs
     assert (pixels(pair.left) == pixels(pair.right)).all()
     assert pair.mean_difference == 0
@@ -187,10 +191,10 @@ def test_a_device_without_memory_is_named_with_the_size_and_given_back(studio, m
 
 
 def test_weights_that_do_not_fit_into_memory_are_named(studio, monkeypatch):
-    from app.services import engine
+    from srpo.policies import residency
 
     studio._engine._resident.clear()
-    monkeypatch.setattr(engine, "load_transformer", without_memory)
+    monkeypatch.setattr(residency, "load_transformer", without_memory)
     with pytest.raises(BadInput, match="too little free memory to load SRPO beside the base model"):
         run(studio)
 

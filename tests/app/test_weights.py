@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app.arguments import as_arguments
 from app.services.compare import compare
@@ -26,8 +28,9 @@ FLUX, SRPO = "black-forest-labs/FLUX.1-dev", "tencent/SRPO"
 REQUEST = {"prompt": "a red ball", "seed": 5, "steps": 2, "width": 32, "height": 32, "left": "base"}
 
 
-def drawn(studio, right):
-    return list(compare(studio, CompareRequest(**REQUEST, right=str(right)), StopFlag()))[-1]
+def drawn(studio, right, left="base"):
+    request = CompareRequest(**REQUEST | {"left": str(left)}, right=str(right))
+    return list(compare(studio, request, StopFlag()))[-1]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,11 @@ def test_a_form_is_drawn_with_and_what_its_rounding_costs_is_said(studio, tuned,
     else:
         weights = to_bfl(tuned, "model.diffusion_model.")
         file = save(to_fp8(weights) if form == "fp8" else weights, tmp_path / "srpo.safetensors")
-    view = drawn(studio, file)
+    view = drawn(studio, file, left=file)
     assert view.phase == "done", view.message
-    whole = drawn(studio, "srpo")
-    near = abs(view.pairs[0].mean_difference - whole.pairs[0].mean_difference)
+    whole = drawn(studio, "srpo", left="srpo")
+    with Image.open(view.pairs[0].left) as ours, Image.open(whole.pairs[0].left) as theirs:
+        near = np.abs(np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)).mean() / 255
     assert near < (0.02 if form == "fp8" else 0.005)
     assert (FP8_NOTICE in view.notice) == (form == "fp8")
     assert ("quantised to 8 bits" in view.notice) == (form == "gguf")

@@ -1,17 +1,10 @@
-"""Updates at FLUX.1-dev's size on random weights, beside what the GPU allows: a LoRA's and the full weights'.
-
-Random weights cost what trained ones do. The text encoders are small, as texts are encoded once a run; all else has the
-size of FLUX.1-dev and of HPSv2.1's ViT-H/14. The floor is the counted work over the 790 TFLOP/s of dense bf16 that one
-H200 sustains.
-"""
+"""Models of FLUX.1-dev's size on random weights, which cost what trained ones do; and small ones for a quick look."""
 
 from __future__ import annotations
 
-import gc
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,33 +21,14 @@ from transformers import (
 )
 
 from app.state import Options
-from benchmarks.figures import Figure, LeftOut
+from benchmarks.figures import LeftOut
 from benchmarks.scale import Scale
 from srpo.miniature.flux import new_scheduler
 from srpo.miniature.tokens import clip_tokenizer, t5_tokenizer
-from srpo.objectives.direct_align import DirectAlign
 from srpo.policies.flux import FluxPolicy
 from srpo.rewards.clip import ClipReward
-from srpo.training.assemble import made_trainable
-from srpo.training.config import TrainConfig
-from srpo.training.flops import update_flops
-from srpo.training.presets import studio_flux
-from srpo.training.probe import forget_peak, peak_bytes
-from srpo.training.trainer import Trainer
 
-FLOP_PER_S = 790e12
-PROMPTS = ("a red ball on a beach", "a blue house in the snow", "a green tree at night", "a white boat at sea")
-
-FIGURES = tuple(
-    Figure(f"FLUX.1-dev, {kind} at 512: {what}", unit)
-    for kind in ("LoRA", "full weights")
-    for what, unit in (
-        ("update of 4 prompts", "s"),
-        ("its floor at 790 TFLOP/s", "s"),
-        ("share of 790 TFLOP/s", "%"),
-        ("peak memory", "GB"),
-    )
-)
+FLOP_PER_S = 790e12  # of dense bf16 that one H200 sustains
 
 
 @dataclass(frozen=True)
@@ -65,7 +39,10 @@ class Size:
     vae_channels: tuple[int, ...]
     vae_layers: int
     vision: dict[str, int]  # the reward's
-    side: int  # pixels
+    t5: dict[str, int]
+    side: int  # pixels, of the pictures that a LoRA is trained on
+    paper_side: int  # ... that the preset `paper` is trained on
+    picture_side: int  # ... that are painted
     text_tokens: int
     optimizer: str  # of the full weights
 
@@ -91,7 +68,10 @@ FLUX_DEV = Size(
         "patch_size": 14,
         "projection_dim": 1024,
     },
+    t5={"d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
     side=512,
+    paper_side=720,
+    picture_side=1024,
     text_tokens=512,
     optimizer="adamw8bit",
 )
@@ -116,64 +96,34 @@ SMALL = Size(  # shows that the measurement runs
         "patch_size": 8,
         "projection_dim": 16,
     },
+    t5={"d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
     side=32,
+    paper_side=48,
+    picture_side=32,
     text_tokens=16,
     optimizer="adamw",
 )
 
 
-def measure(options: Options, scale: Scale) -> Iterator[tuple[str, float]]:
-    """(name, value) of the figures. LeftOut without CUDA, but for a quick look, which takes a small model."""
+def size_for(options: Options, scale: Scale) -> Size:
+    """FLUX.1-dev's on CUDA. LeftOut elsewhere, but for a quick look, which takes a small model."""
     if options.device.startswith("cuda"):
-        size = FLUX_DEV
-    elif scale.quick:
-        size = SMALL
-    else:
-        raise LeftOut("FLUX.1-dev's size needs a CUDA device: choose one by --device cuda")
-    for lora in (True, False):
-        values = _measured(settings(size, options.device, lora=lora), size, scale.rounds_of_flux)
-        own = FIGURES[:4] if lora else FIGURES[4:]
-        for figure, value in zip(own, values, strict=True):
-            yield figure.name, value
+        return FLUX_DEV
+    if scale.quick:
+        return SMALL
+    raise LeftOut("FLUX.1-dev's size needs a CUDA device: choose one by --device cuda")
 
 
-def settings(size: Size, device: str, *, lora: bool) -> TrainConfig:
-    """The preset `studio_flux` with four prompts per update; full weights as they fit one card."""
-    config = studio_flux()
-    config = replace(
-        config,
-        device=device,
-        max_sequence_length=size.text_tokens,
-        objective=replace(config.objective, height=size.side, width=size.side),
-        prompts_per_update=len(PROMPTS),
-    )
-    if lora:
-        return config
-    return replace(config, weights="full", numerics="bf16_stochastic", optimizer=size.optimizer)
+def new_policy(
+    size: Size, device: str | torch.device, *, checkpoint_decode: bool = False, whole_t5: bool = False
+) -> FluxPolicy:
+    """A policy of random weights in bf16, made on the device itself; a seed makes them the same again.
 
-
-def _measured(config: TrainConfig, size: Size, rounds: int) -> tuple[float, float, float, float]:
-    """Seconds of an update, its floor in seconds, the share of the floor in percent, and the peak memory in GB."""
-    forget_peak(config.device)
-    policy = made_trainable(new_policy(size, config), config)
-    reward = new_reward(size, config.device)
-    trainer = Trainer(policy, DirectAlign(config.objective, config.signal), reward, list(PROMPTS), config)
-    trainer.run_update()  # what happens once only: texts, memory
-    seconds = statistics.median(trainer.run_update().seconds for _ in range(rounds))
-    peak = peak_bytes(config.device)
-    floor = update_flops(config, policy, reward) / FLOP_PER_S
-    del trainer, policy, reward
-    gc.collect()
-    if config.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return seconds, floor, 100 * floor / seconds, peak / 1e9
-
-
-def new_policy(size: Size, config: TrainConfig) -> FluxPolicy:
-    """A policy of random weights in bf16, made on the device itself; a seed makes them the same again."""
+    whole_t5: T5 has its size as well; else it is small, as texts are encoded once.
+    """
     clip, t5, wide = clip_tokenizer(), t5_tokenizer(), size.transformer
     torch.manual_seed(0)
-    with torch.device(config.device), _in_bf16():
+    with torch.device(device), _in_bf16():
         transformer = FluxTransformer2DModel(in_channels=64, guidance_embeds=True, **wide)
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -189,8 +139,9 @@ def new_policy(size: Size, config: TrainConfig) -> FluxPolicy:
         )
         text_encoder = CLIPTextModel(_text_config(wide["pooled_projection_dim"], clip))
         width = wide["joint_attention_dim"]
+        settings = size.t5 if whole_t5 else SMALL.t5
         text_encoder_2 = T5EncoderModel(
-            T5Config(vocab_size=len(t5), d_model=width, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+            T5Config(vocab_size=len(t5), d_model=width, feed_forward_proj="gated-gelu", **settings)
         )
     pipe = FluxPipeline(
         scheduler=new_scheduler(),
@@ -201,7 +152,7 @@ def new_policy(size: Size, config: TrainConfig) -> FluxPolicy:
         tokenizer_2=t5,
         transformer=transformer,
     )
-    return FluxPolicy(pipe, max_sequence_length=config.max_sequence_length, checkpoint_decode=config.checkpoint_decode)
+    return FluxPolicy(pipe, max_sequence_length=size.text_tokens, checkpoint_decode=checkpoint_decode)
 
 
 def new_reward(size: Size, device: str) -> ClipReward:
