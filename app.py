@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+
+# A Space has no command line: what its settings say in SRPO_OPTIONS stands in for one.
+if "SRPO_OPTIONS" in os.environ:
+    sys.argv[1:1] = shlex.split(os.environ.pop("SRPO_OPTIONS"))
 
 # Before Gradio is imported: no look-ups on the network, unless votes are to go to the Hub; and in reload mode
 # (`gradio app.py`) the script must not be registered under the name of the package beside it.
@@ -48,15 +53,28 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     parser.add_argument(
         "--public", action="store_true", help="anyone may open it: no paths, no training, limits and budgets"
     )
+    parser.add_argument(
+        "--owners",
+        metavar="NAME[,NAME...]",
+        default=os.environ.get("SRPO_OWNERS"),
+        help="accounts on Hugging Face that may train and keep studies on a Space with a login (default: its author)",
+    )
     parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
     served = parser.parse_args(arguments)
     is_space = "SPACE_ID" in os.environ
     public = served.public or served.host not in LOOPBACK or is_space
     # Beyond a Space, Gradio's login is a pretence: everyone would be the owner of this machine's token.
     can_sign_in = is_space and "OAUTH_CLIENT_ID" in os.environ
+    if served.owners and not can_sign_in:
+        parser.error(
+            "--owners needs a login that can be trusted, and only a Space with `hf_oauth: true` has one: leave it out, "
+            "and train on a page of your own machine, which listens to 127.0.0.1 alone"
+        )
+    author = os.environ.get("SPACE_AUTHOR_NAME", "") if can_sign_in else ""
+    owners = tuple(filter(None, (name.strip() for name in (served.owners or author).split(","))))
     places = {name: getattr(served, name) for name in ("runs", "studies", "database", "votes_dataset")}
     places["downloads"] = os.environ["SRPO_OFFLINE"] in ("", "0")
-    options = Options(**weights(served), **places, local_paths=not public, can_sign_in=can_sign_in)
+    options = Options(**weights(served), **places, local_paths=not public, can_sign_in=can_sign_in, owners=owners)
     return options, served
 
 

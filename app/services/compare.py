@@ -103,10 +103,11 @@ def prepare(
 ) -> Generator[str, None, tuple[Engine, list[FluxPolicy]]]:
     """Messages until the device and the models are ours; returns the engine and one policy per model.
 
-    BadInput for what is beyond a public page's limits or the visitor's device time, before anything is waited for,
-    and for what only a loaded model can tell: too many tokens, a size it cannot draw, a foreign checkpoint.
+    BadInput for what is beyond a public page's limits or the visitor's device time (its owners have neither), before
+    anything is waited for, and for what only a loaded model can tell: too many tokens, a size it cannot draw, a foreign
+    checkpoint.
     """
-    if studio.limits is not None:
+    if studio.limits is not None and not studio.options.is_owner(stop.user):
         studio.limits.check(settings, prompts)
     turn.bill(stop.user)
     while ahead := turn.wait(timeout_s=0.25):

@@ -23,11 +23,13 @@ from app.curves import Chart, comparison_charts
 from app.services.device import Device, StopFlag, wait_for_device
 from app.services.models import RUN, is_full_size
 from app.services.pictures import PictureStore
+from app.services.public import allowed_place
 from app.services.requests import BadInput, sentence
 from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
 from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
+from srpo.policies import hub
 from srpo.rewards.catalogue import resolved
 from srpo.runs import Busy, RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
@@ -170,6 +172,9 @@ class FineTune:
             given = [*lines_of(self._fixed(request.preset)), *asked]
             config = with_settings(preset(request.preset), [*given, f"device={self.options.device}"])
             _require_inputs(inputs(config), own_prompts=request.prompts is not None)
+            for place in inputs(config).values():
+                if not hub.is_id(place) or Path(place).exists():
+                    allowed_place(self.options, place)
             if config.offline.folder is not None:
                 OfflinePictures.open(config.offline.folder, config.objective.all_sizes)  # each image with its caption
         except ValueError as error:

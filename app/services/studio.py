@@ -47,7 +47,7 @@ class Studio:
         self.options = options
         self.catalogue = Catalogue(options)
         self.limits = Limits.of(options, self.catalogue.native_side)
-        self.device = Device(options.device, Budget(options.can_sign_in) if options.is_public else None)
+        self.device = Device(options.device, Budget(options.can_sign_in, options.owners) if options.is_public else None)
         self.jobs = Jobs()
         self.pictures = PictureStore()
         self.finetune = FineTune(options, self.device, self.pictures)

@@ -25,7 +25,7 @@ from app.services.run_view import RunView
 from app.services.studio import Studio
 from app.services.training_requests import MAX_UPDATES, TrainRequest, lines_of, read_prompt_file
 from app.state import Refusal, Resumption, Watching
-from app.tabs.compare import UNEXPECTED, visitor
+from app.tabs.compare import UNEXPECTED, account, visitor
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class Handlers:
     ) -> Iterator[tuple]:
         """(note, then LIVE) at each step of what `begin` yields: messages, and a result, which `show` makes such."""
         try:
-            with self.studio.jobs.flag(visitor(request, job)) as stop:
+            with self.studio.jobs.flag(visitor(request, job), account(request)) as stop:
                 yield note_html("Checking …", "loading"), *waiting
                 for step in begin(stop):
                     yield (note_html(step, "loading"), *waiting) if isinstance(step, str) else show(step)
