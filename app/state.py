@@ -30,6 +30,7 @@ class Options:
     votes_dataset: str | None = None  # OWNER/NAME: a private dataset of the Hub in which the studies are kept as well
     device: str = "cpu"
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
+    trains_here: bool = False  # runs are trained by this process, as none of their own can be started
     local_paths: bool = True  # visitors may name folders and files of this machine
     downloads: bool = True  # what is named by an id of the hub may be fetched, at its first use
     can_sign_in: bool = False  # visitors may sign in with their account on Hugging Face

@@ -12,6 +12,7 @@ from PIL import Image
 
 from app import plots
 from app.services.device import StopFlag, Stopped, Turn, wait_for_device
+from app.services.lending import by_the_call
 from app.services.metadata import comparison_texts
 from app.services.models import Model
 from app.services.pictures import data_uri, file_stem
@@ -66,6 +67,7 @@ class Comparison:
     scores_note: str = ""  # which scores are off, and how to have them
 
 
+@by_the_call
 def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator[Comparison]:
     """Snapshots from the first wait to the last picture, at least one per step.
 

@@ -26,6 +26,7 @@ from app.services.pictures import PictureStore
 from app.services.public import allowed_place
 from app.services.requests import BadInput, sentence
 from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
+from app.services.training_here import TrainingHere
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
 from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
@@ -104,6 +105,7 @@ class FineTune:
     def __init__(self, options: Options, device: Device, pictures: PictureStore) -> None:
         self.options, self.device, self.pictures = options, device, pictures
         self.root = options.runs
+        self.here = TrainingHere() if options.trains_here else None
         self.book = RunBook(self.root, pictures)
 
     # What can be started
@@ -166,6 +168,8 @@ class FineTune:
         if request.preset not in self.presets:
             raise BadInput(f"There is no preset {request.preset[:60]!r} here: choose {', '.join(self.presets)}.")
         try:
+            if self.here is not None and request.sinks:
+                raise ValueError("a run of this page is handed on to nobody: that takes a process of its own")
             require_sinks(request.sinks)
             unchanged = set(lines_of(self.presets[request.preset].settings))
             asked = [line for line in request.assignments(self.prompt_folder) if line not in unchanged]
@@ -188,6 +192,8 @@ class FineTune:
 
         BadInput where it cannot be run, in the words that a start would use.
         """
+        if self.here is not None:
+            raise BadInput("A measurement takes a process of its own, and this page starts none.")
         given = self.check(request)
         request.keep_prompts(self.prompt_folder)
         with self.device.turn() as turn:
@@ -210,7 +216,8 @@ class FineTune:
         given = self.check(request)
         request.keep_prompts(self.prompt_folder)
         name, device = request.name, self.options.device
-        run = yield from self._begin(lambda: start_run(self.root, name, request.preset, given, device=device), stop)
+        start = start_run if self.here is None else self.here.start_run
+        run = yield from self._begin(lambda: start(self.root, name, request.preset, given, device=device), stop)
         self._track(run, request.sinks)
         yield run
 
@@ -244,6 +251,8 @@ class FineTune:
         False where nothing works on it.
         """
         run = self._run(name)
+        if self.here is not None and self.here.stop(run):
+            return True
         try:
             if request_stop(run) is None:
                 return False
@@ -265,11 +274,17 @@ class FineTune:
             return
 
         def begin() -> RunFolder:
-            return resume_run(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
+            resume = resume_run if self.here is None else self.here.resume_run
+            return resume(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
 
         yield from self._begin(begin, stop)
         self._track(run, _tracked(run))
         yield run
+
+    def close(self) -> None:
+        """Lets runs that end with this process save first."""
+        if self.here is not None:
+            self.here.close()
 
     def planned(self, name: str) -> int:
         """How many updates the run is to have."""

@@ -69,7 +69,13 @@ def launched(studio, monkeypatch):
 
 def call(address, event, values, account="", page="page-1"):
     """(whether it went well, the answer's text) of any event of the page, asked for as the page asks for it."""
-    body = {"data": values, "fn_index": event["id"], "session_hash": page, "event_data": {"index": 0, "value": ""}, "trigger_id": 1}
+    body = {
+        "data": values,
+        "fn_index": event["id"],
+        "session_hash": page,
+        "event_data": {"index": 0, "value": ""},
+        "trigger_id": 1,
+    }
     if not event["queue"]:
         return _ask(address + "gradio_api/run/predict", account, body)
     well, said = _ask(address + "gradio_api/queue/join", account, body)
