@@ -25,7 +25,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.services.device import Device, StopFlag, Stopped
+from app.services.device import Device, StopFlag
 from app.services.requests import BadInput, Settings, sentence
 
 if TYPE_CHECKING:
@@ -162,13 +162,11 @@ def _lend(lender: Lender, name: str, arguments: tuple[Any, ...]) -> Iterator[Any
                     _take_over(arguments, outcome.arguments)
                 else:
                     yield outcome.view
-        except (ValueError, Stopped):
-            raise
         except Exception as error:
             # What lends the device says by errors of its own that it has none, or that the visitor's quota is spent.
-            if (said := getattr(error, "message", None)) is None:
+            if (told := getattr(error, "message", None)) is None:
                 raise
-            raise BadInput(sentence(str(said))) from None
+            raise BadInput(sentence(str(told))) from None
         finally:
             if budget is not None:
                 budget.charge(stop.user, time.monotonic() - began_s)
