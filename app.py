@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+
+# A Space has no command line: what its settings say in SRPO_OPTIONS stands in for one.
+if "SRPO_OPTIONS" in os.environ:
+    sys.argv[1:1] = shlex.split(os.environ.pop("SRPO_OPTIONS"))
 
 # Before Gradio is imported: no look-ups on the network, unless votes are to go to the Hub; and in reload mode
 # (`gradio app.py`) the script must not be registered under the name of the package beside it.
@@ -13,6 +18,8 @@ if not any(word.startswith("--v") for word in sys.argv):  # --votes-dataset, als
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("GRADIO_WATCH_MODULE_NAME") == "app":
     os.environ["GRADIO_WATCH_MODULE_NAME"] = "studio"
+if os.environ.get("SPACES_ZERO_GPU"):  # where a device is lent by the call, this stands in for it from the beginning
+    import spaces  # noqa: F401
 
 import argparse
 import signal
@@ -24,6 +31,7 @@ from PIL import Image
 
 from app import ui
 from app.arguments import add_weights, weights
+from app.services import lending
 from app.services.studio import Studio
 from app.services.uploads import MAX_IMAGE_PIXELS
 from app.state import Options
@@ -48,15 +56,43 @@ def parse_options(arguments: list[str] | None = None) -> tuple[Options, argparse
     parser.add_argument(
         "--public", action="store_true", help="anyone may open it: no paths, no training, limits and budgets"
     )
+    parser.add_argument(
+        "--owners",
+        metavar="NAME[,NAME...]",
+        default=os.environ.get("SRPO_OWNERS"),
+        help="accounts on Hugging Face that may train and keep studies on a Space with a login (default: its author)",
+    )
+    parser.add_argument(
+        "--train",
+        choices=("process", "in-process"),
+        default="process",
+        help="runs in processes of their own, which outlive the app, or in the app's where none can be started",
+    )
     parser.add_argument("--port", type=int, default=None, help="first free one from 7860 by default")
+    if lending.is_lent():  # and no process but a call's own has it
+        parser.set_defaults(device="cuda", train="in-process")
     served = parser.parse_args(arguments)
     is_space = "SPACE_ID" in os.environ
     public = served.public or served.host not in LOOPBACK or is_space
     # Beyond a Space, Gradio's login is a pretence: everyone would be the owner of this machine's token.
     can_sign_in = is_space and "OAUTH_CLIENT_ID" in os.environ
+    if served.owners and not can_sign_in:
+        parser.error(
+            "--owners needs a login that can be trusted, and only a Space with `hf_oauth: true` has one: leave it out, "
+            "and train on a page of your own machine, which listens to 127.0.0.1 alone"
+        )
+    author = os.environ.get("SPACE_AUTHOR_NAME", "") if can_sign_in else ""
+    owners = tuple(filter(None, (name.strip() for name in (served.owners or author).split(","))))
     places = {name: getattr(served, name) for name in ("runs", "studies", "database", "votes_dataset")}
     places["downloads"] = os.environ["SRPO_OFFLINE"] in ("", "0")
-    options = Options(**weights(served), **places, local_paths=not public, can_sign_in=can_sign_in)
+    options = Options(
+        **weights(served),
+        **places,
+        local_paths=not public,
+        can_sign_in=can_sign_in,
+        owners=owners,
+        trains_here=served.train == "in-process",
+    )
     return options, served
 
 
@@ -67,6 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _exit)  # its default would skip the removal of our pictures
     studio = Studio(options)
     page = ui.build(studio)
+    if lending.is_lent():
+        lending.begin(studio)
+        studio.load()
     try:
         page.launch(
             server_name=served.host, server_port=served.port, prevent_thread_lock=True, **ui.launch_options(studio)
@@ -78,10 +117,12 @@ def main(arguments: list[str] | None = None) -> None:
         studio.studies.start()
     except ValueError as error:
         sys.exit(str(error))
-    studio.start()  # only now: the page is up before torch is imported
+    if not lending.is_lent():
+        studio.start()  # only now: the page is up before torch is imported
     try:
         page.block_thread()
     finally:
+        studio.finetune.close()
         studio.studies.close()
         studio.pictures.close()
         sys.stdout.flush()

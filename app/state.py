@@ -34,9 +34,11 @@ class Options:
     attention: str = AUTO  # srpo.policies.placement.ATTENTION
     compile: bool = False  # the transformers' repeated blocks
     text_tokens: int | None = None  # None: 64 for the miniature, whose captions are short, else FLUX's 512
+    trains_here: bool = False  # runs are trained by this process, as none of their own can be started
     local_paths: bool = True  # visitors may name folders and files of this machine
     downloads: bool = True  # what is named by an id of the hub may be fetched, at its first use
     can_sign_in: bool = False  # visitors may sign in with their account on Hugging Face
+    owners: tuple[str, ...] = ()  # accounts that may train and keep studies on a public page, once signed in
 
     def __post_init__(self) -> None:
         if self.is_miniature:
@@ -62,6 +64,15 @@ class Options:
     def is_public(self) -> bool:
         """Whether anyone may open the page: whoever may not name paths is not at this machine."""
         return not self.local_paths
+
+    @property
+    def has_workshop(self) -> bool:
+        """Whether runs and studies can be worked on from the page: at this machine, or by its owners elsewhere."""
+        return self.local_paths or bool(self.owners)
+
+    def is_owner(self, account: str | None) -> bool:
+        """Whether that account, which has signed in, is an owner of a public page; None is nobody's."""
+        return account is not None and account in self.owners
 
     @property
     def max_sequence_length(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import theme
+from app.owners import owners_see, reserved
 from app.services.public import OWN_S
 from app.services.studio import Studio
 from app.services.voting import Voting
@@ -46,16 +47,24 @@ def build(studio: Studio) -> gr.Blocks:
                 recoveries.build(studio)
             with gr.Tab("Control words", id="words"):
                 word_parts = words.build(studio)
-            # Beyond loopback nobody may start processes here, or delete: what is not registered cannot be called.
-            if studio.options.local_paths:
-                with gr.Tab(finetune.LABEL, id="finetune") as tuning:
-                    form = finetune.build(studio, tuning, tabs, sides)
-                words.send_to(word_parts, form, tabs)
-                # It starts processes and reads folders that are named by their paths.
-                with gr.Tab(benchmark.TITLE, id="benchmark") as measuring:
-                    benchmark.build(studio, measuring, tabs)
-                with gr.Tab(studies.TITLE, id="studies") as studying:
-                    studies.build(studio, studying, tabs)
+            # Beyond loopback nobody but owners may start processes here, or delete: what is not registered cannot be
+            # called, and what is registered for owners asks who calls.
+            if studio.options.has_workshop:
+                at_home = studio.options.local_paths
+                with reserved(studio.options, page):
+                    with gr.Tab(finetune.LABEL, id="finetune", visible=at_home) as tuning:
+                        form = finetune.build(studio, tuning, tabs, sides)
+                    if at_home:  # it reads folders that are named by their paths
+                        with gr.Tab(benchmark.TITLE, id="benchmark") as measuring:
+                            benchmark.build(studio, measuring, tabs)
+                    with gr.Tab(studies.TITLE, id="studies", visible=at_home) as studying:
+                        studies.build(studio, studying, tabs)
+                if at_home:
+                    words.send_to(word_parts, form, tabs)
+                else:
+                    page.load(
+                        owners_see(studio.options), outputs=[tuning, studying], queue=False, api_visibility="private"
+                    )
             with gr.Tab("Guide", id="guide"):
                 guide.build(studio, tabs)
         masthead.submit(

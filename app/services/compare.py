@@ -12,6 +12,7 @@ from PIL import Image
 
 from app import plots
 from app.services.device import StopFlag, Stopped, Turn, wait_for_device
+from app.services.lending import by_the_call
 from app.services.metadata import comparison_texts
 from app.services.models import Model
 from app.services.pictures import data_uri
@@ -69,6 +70,7 @@ class Comparison:
     scores_note: str = ""  # which scores are off, and how to have them
 
 
+@by_the_call
 def compare(studio: Studio, request: CompareRequest, stop: StopFlag) -> Iterator[Comparison]:
     """Snapshots from the first wait to the last picture, at least one per step.
 
@@ -126,10 +128,11 @@ def prepare(
 ) -> Generator[str, None, tuple[Engine, list[FluxPolicy]]]:
     """Messages until the device and the models are ours; returns the engine and one policy per model.
 
-    BadInput for what is beyond a public page's limits or the visitor's device time, before anything is waited for,
-    and for what only a loaded model can tell: too many tokens, a size it cannot draw, a foreign checkpoint.
+    BadInput for what is beyond a public page's limits or the visitor's device time (its owners have neither), before
+    anything is waited for, and for what only a loaded model can tell: too many tokens, a size it cannot draw, a foreign
+    checkpoint.
     """
-    if studio.limits is not None:
+    if studio.limits is not None and not studio.options.is_owner(stop.user):
         studio.limits.check(settings, prompts)
     turn.bill(stop.user)
     while ahead := turn.wait(timeout_s=0.25):

@@ -7,11 +7,13 @@ long as it lives, and whoever is called here must get it before the work begins.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from app.services.public import Budget
 from srpo.runs import DeviceLock, device_holder
@@ -29,21 +31,41 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by anyone, read by the work between two steps. It knows whose work that is."""
+    """Set by anyone, read by the work between two steps. It knows whose work that is.
 
-    def __init__(self, user: str | None = None) -> None:
+    A pickled one, in another process, is set where a file says so.
+    """
+
+    def __init__(self, user: str | None = None, file: Path | None = None) -> None:
         self.user = user  # the visitor's account; None for one who has not signed in
-        self._event = threading.Event()
+        self.until_s = math.inf  # by time.monotonic: then it sets itself
+        self._event, self._file = threading.Event(), file
+
+    def __reduce__(self) -> tuple:
+        return StopFlag, (self.user, self._file)
+
+    def share(self, file: Path) -> None:
+        """Lets copies in other processes hear of it by that file, which appears when the flag is set."""
+        self._file = file
+        if self:
+            self.set()
 
     def set(self) -> None:
         self._event.set()
+        if self._file is not None:
+            with suppress(OSError):  # its folder is gone with the work
+                self._file.touch()
+
+    def is_set(self) -> bool:
+        return bool(self)
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        known = self._event.is_set() or time.monotonic() > self.until_s
+        return known or (self._file is not None and self._file.exists())
 
     def check(self) -> None:
         """Raises Stopped once the flag is set."""
-        if self._event.is_set():
+        if self:
             raise Stopped
 
 

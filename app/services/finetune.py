@@ -22,11 +22,14 @@ from app.services.device import Device, StopFlag
 from app.services.models import RUN, is_full_size
 from app.services.pictures import PictureStore
 from app.services.processes import begin_when_free, probe
+from app.services.public import allowed_place
 from app.services.requests import BadInput, sentence
 from app.services.run_view import Film, RunBook, SampleRow, Samples, Snapshot
+from app.services.training_here import TrainingHere
 from app.services.training_requests import MAX_COMPARED, TrainRequest, lines_of
 from app.state import Options, Refusal, Resumption
 from srpo.miniature import paths
+from srpo.policies import hub
 from srpo.rewards.catalogue import resolved
 from srpo.runs import RunFolder, delete_run, list_runs, request_stop, resume_run, settle, start_run, stop_run
 from srpo.runs.records import LIVE
@@ -100,6 +103,7 @@ class FineTune:
     def __init__(self, options: Options, device: Device, pictures: PictureStore) -> None:
         self.options, self.device, self.pictures = options, device, pictures
         self.root = options.runs
+        self.here = TrainingHere() if options.trains_here else None
         self.book = RunBook(self.root, pictures)
 
     # What can be started
@@ -162,12 +166,17 @@ class FineTune:
         if request.preset not in self.presets:
             raise BadInput(f"There is no preset {request.preset[:60]!r} here: choose {', '.join(self.presets)}.")
         try:
+            if self.here is not None and request.sinks:
+                raise ValueError("a run of this page is handed on to nobody: that takes a process of its own")
             require_sinks(request.sinks)
             unchanged = set(lines_of(self.presets[request.preset].settings))
             asked = [line for line in request.assignments(self.prompt_folder) if line not in unchanged]
             given = [*lines_of(self._fixed(request.preset)), *asked]
             config = with_settings(preset(request.preset), [*given, f"device={self.options.device}"])
             _require_inputs(inputs(config), own_prompts=request.prompts is not None)
+            for place in inputs(config).values():
+                if not hub.is_id(place) or Path(place).exists():
+                    allowed_place(self.options, place)
             if config.offline.folder is not None:
                 OfflinePictures.open(config.offline.folder, config.objective.all_sizes)  # each image with its caption
         except ValueError as error:
@@ -181,6 +190,8 @@ class FineTune:
 
         BadInput where it cannot be run, in the words that a start would use.
         """
+        if self.here is not None:
+            raise BadInput("A measurement takes a process of its own, and this page starts none.")
         given = self.check(request)
         request.keep_prompts(self.prompt_folder)
         command = ["srpo.training.probe", "--preset", request.preset]
@@ -202,8 +213,10 @@ class FineTune:
         request.keep_prompts(self.prompt_folder)
         name, device = request.name, self.options.device
 
+        start = start_run if self.here is None else self.here.start_run
+
         def begin() -> RunFolder:
-            return start_run(self.root, name, request.preset, given, device=device)
+            return start(self.root, name, request.preset, given, device=device)
 
         run = yield from begin_when_free(self.device, begin, stop)
         self._track(run, request.sinks)
@@ -239,6 +252,8 @@ class FineTune:
         False where nothing works on it.
         """
         run = self._run(name)
+        if self.here is not None and self.here.stop(run):
+            return True
         try:
             if request_stop(run) is None:
                 return False
@@ -260,11 +275,17 @@ class FineTune:
             return
 
         def begin() -> RunFolder:
-            return resume_run(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
+            resume = resume_run if self.here is None else self.here.resume_run
+            return resume(run, asked.updates, asked.from_update, device=device, despite_changes=despite_changes)
 
         yield from begin_when_free(self.device, begin, stop)
         self._track(run, _tracked(run))
         yield run
+
+    def close(self) -> None:
+        """Lets runs that end with this process save first."""
+        if self.here is not None:
+            self.here.close()
 
     def planned(self, name: str) -> int:
         """How many updates the run is to have."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from app.services.compare import facts_of, narrate, prepare, require_comparable
 from app.services.device import StopFlag, Stopped
+from app.services.lending import by_the_call
 from app.services.metadata import comparison_texts
 from app.services.models import Model
 from app.services.requests import CompareRequest, GridRequest
@@ -43,6 +44,7 @@ class Grid:
     sheet: Path | None = None
 
 
+@by_the_call
 def paint_grid(studio: Studio, request: GridRequest, stop: StopFlag) -> Iterator[Grid]:
     """Snapshots from the first wait to the sheet, at least one per step.
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from app.curves import Chart, Line
 from app.services import prompts
 from app.services.compare import Comparison, compare, facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped, wait_for_device
+from app.services.lending import by_the_call
 from app.services.metadata import comparison_texts
 from app.services.models import BASE, SRPO, is_full_size
 from app.services.pictures import data_uri
@@ -155,6 +157,10 @@ class Guide:
         self._kept: OrderedDict[tuple[str, int], Painted] = OrderedDict()  # the latest used last
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        """A copy in a worker's hands is the worker's own, which remembers what it has painted itself."""
+        return _guide_over, (self.studio,)
+
     def request(self, prompt: object, seed: object, num_seeds: int = NUM_PICTURES) -> CompareRequest:
         """What steps 1 and 6 are asked for. BadInput, one sentence, for what cannot be painted."""
         size = {"width": self.side, "height": self.side}
@@ -171,6 +177,7 @@ class Guide:
 
     # 1: the AI look
 
+    @by_the_call
     def look(self, request: CompareRequest, stop: StopFlag) -> Iterator[Figure]:
         """Six pictures of one prompt, one after the other, with the judge's verdicts."""
         blank = tuple(Shot(f"seed {seed}", seed=seed) for seed in request.seeds)
@@ -224,6 +231,7 @@ class Guide:
 
     # 2: noise that is known
 
+    @by_the_call(steps=40)
     def noising(self, subject: Subject, sigma: object, noise: object) -> Figure:
         """The chosen picture at a noise level, and back from there without a model (eq. 3 and 4)."""
         asked = parse(LevelRequest, {"sigma": sigma, "noise": noise})
@@ -244,6 +252,7 @@ class Guide:
 
     # 3: one-step prediction against Direct-Align
 
+    @by_the_call(steps=40)
     def recovering(self, subject: Subject, sigma: object, d_sigma: object, noise: object) -> Figure:
         """The two ways from a noise level to a clean picture, and how far each ends from the true one (eq. 2 and 5)."""
         asked = parse(LevelRequest, {"sigma": sigma, "d_sigma": d_sigma, "noise": noise})
@@ -280,6 +289,7 @@ class Guide:
 
     # 4: two words, one reward
 
+    @by_the_call(steps=40)
     def wording(self, subject: Subject, positive: object, negative: object) -> Figure:
         """The chosen picture scored under two words, and its companions in the order of the difference."""
         asked = parse(WordsRequest, {"positive": positive, "negative": negative})
@@ -496,6 +506,11 @@ class Guide:
         """(1, C, H/8, W/8) the noise that is added: the one the picture was painted from, or another."""
         seed = subject.seed if asked.noise == "own" else (subject.seed + FRESH_NOISE) % (MAX_SEED + 1)
         return engine.base.initial_noise(seed, subject.request.height, subject.request.width)
+
+
+@cache
+def _guide_over(studio: Studio) -> Guide:
+    return Guide(studio)
 
 
 def _now(messages: Generator[str, None, T]) -> T:

@@ -1,7 +1,7 @@
 """What a visitor of a page that anyone may open can ask for: limits of one request, and device time per hour.
 
 Addresses can be forged and are all alike behind a proxy. So whoever has signed in has a budget of their own, and all
-others share one.
+others share one. The owners, who pay for the device, have no limit.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
+from pathlib import Path
 
-from app.services.requests import BadInput, Settings
+from app.services.requests import BadInput, Settings, sentence
 from app.state import Options
+from srpo.miniature import paths
 
 HOUR_S = 3600.0
 SHARED_S, OWN_S = 1200.0, 600.0  # of the device, in any hour: of all who have not signed in, and of each who has
@@ -62,22 +64,49 @@ class Limits:
         )
 
 
+def allowed_place(options: Options, place: str | Path) -> Path:
+    """The place, where this page lets it be named: at home any, to the owners of a public page what is theirs.
+
+    That is what lies in the working folder, among the runs or the studies, or came with the app, and the weights that
+    the app was started with. A link counts as what it leads to. BadInput for all else, be anything there or not.
+    """
+    try:
+        found = Path(place).expanduser()
+        if options.local_paths:
+            return found
+        real = found.resolve()
+        allowed = Path.cwd(), paths.ROOT, paths.REPOSITORY / "assets", options.runs, options.studies
+        started_with = options.model, options.srpo, options.reward, options.judge
+        if any(real.is_relative_to(folder.resolve()) for folder in allowed):
+            return found
+        if any(named is not None and real == named.resolve() for named in started_with):
+            return found
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, a user unknown
+        raise BadInput(sentence(error)) from None
+    raise BadInput("This page opens what lies in its working folder alone: put it there, or upload it.")
+
+
 class Budget:
     """Seconds of the device, spent within the last hour, by account; None is everyone who has not signed in."""
 
     def __init__(
         self,
         can_sign_in: bool = False,
+        owners: Collection[str] = (),
         shared_s: float = SHARED_S,
         own_s: float = OWN_S,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """owners: accounts whose time is not counted."""
+        self._owners = frozenset(owners)
         self._can_sign_in, self._shared_s, self._own_s, self._now = can_sign_in, shared_s, own_s, now
         self._spent: dict[str | None, deque[tuple[float, float]]] = {}  # (when, seconds), the oldest first
         self._lock = threading.Lock()
 
     def require(self, user: str | None) -> None:
         """BadInput, naming the time at which there is more, where that account's hour is spent."""
+        if user in self._owners:
+            return
         allowed_s = self._shared_s if user is None else self._own_s
         with self._lock:
             self._forget()
@@ -97,6 +126,8 @@ class Budget:
 
     def charge(self, user: str | None, seconds: float) -> None:
         """Notes that the account has just used the device for so long."""
+        if user in self._owners:
+            return
         with self._lock:
             self._forget()
             self._spent.setdefault(user, deque()).append((self._now(), seconds))

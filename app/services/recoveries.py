@@ -17,6 +17,7 @@ from app import plots
 from app.curves import Chart
 from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
+from app.services.lending import by_the_call
 from app.services.models import Model
 from app.services.pictures import data_uri
 from app.services.recovery_charts import recovery_charts
@@ -173,6 +174,7 @@ def has_lpips() -> bool:
 # The grid
 
 
+@by_the_call
 def recoveries(
     studio: Studio, request: RecoverRequest, file: str | None, example: str | None, kept: Kept, stop: StopFlag
 ) -> Iterator[Recoveries]:
@@ -459,6 +461,7 @@ class _Clock:
 # A sampling run
 
 
+@by_the_call
 def film(studio: Studio, request: FilmRequest, stop: StopFlag) -> Iterator[Film]:
     """Snapshots from the first wait to the finished film. BadInput comes before any work."""
     painter = studio.catalogue.find(request.painter)
@@ -533,6 +536,7 @@ def _sprite(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
 # A reward's push
 
 
+@by_the_call(steps=40)
 def pushes(studio: Studio, request: PushRequest, kept: Kept, stop: StopFlag) -> Iterator[Pushes]:
     """Snapshots from the first wait to the finished pictures, one per column. BadInput where there is no such cell."""
     start = kept.last

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.services.device import Device, Jobs, StopFlag, Stopped
 from app.services.finetune import FineTune
+from app.services.lending import studio_here
 from app.services.models import MINIATURE_GUIDANCE, MINIATURE_SIDE, SRPO, Catalogue
 from app.services.pictures import PictureStore
 from app.services.public import Budget, Limits
@@ -51,7 +52,7 @@ class Studio:
         self.options = options
         self.catalogue = Catalogue(options)
         self.limits = Limits.of(options, self.catalogue.native_side)
-        self.device = Device(options.device, Budget(options.can_sign_in) if options.is_public else None)
+        self.device = Device(options.device, Budget(options.can_sign_in, options.owners) if options.is_public else None)
         self.jobs = Jobs()
         self.pictures = PictureStore()
         self.finetune = FineTune(options, self.device, self.pictures)
@@ -65,6 +66,10 @@ class Studio:
         self._thread: threading.Thread | None = None
         self._started_s = 0.0
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        """A copy in a worker's hands is the studio that the worker was forked with."""
+        return studio_here, ()
 
     @property
     def max_steps(self) -> int:
@@ -91,6 +96,11 @@ class Studio:
             self._failure, self._started_s = None, time.monotonic()
             self._thread = threading.Thread(target=self._load, args=(fetch,), name="models", daemon=True)
             self._thread.start()
+
+    def load(self) -> None:
+        """Loads the models before the page is there: where a device is lent, what is loaded later never reaches it."""
+        self._started_s = time.monotonic()
+        self._load(fetch=True)
 
     def _load(self, fetch: bool) -> None:
         try:
@@ -152,7 +162,7 @@ class Studio:
 
     def status(self) -> Status:
         """The state of the models, in a sentence for the page."""
-        if self._engine is not None and not self._thread.is_alive():
+        if self._engine is not None and not (self._thread is not None and self._thread.is_alive()):
             return Status("ready", self._warning or "Models ready")
         if self._failure is not None:
             if self.options.absent and self.options.downloads:

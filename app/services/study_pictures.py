@@ -17,6 +17,7 @@ from pathlib import Path
 from app.services.compare import narrate, prepare, require_comparable
 from app.services.device import StopFlag, Stopped
 from app.services.grid import Grid, GridRow
+from app.services.lending import by_the_call
 from app.services.models import Model as Weights
 from app.services.requests import BadInput, Settings, sentence
 from app.services.studio import Studio
@@ -69,6 +70,7 @@ def strip(studio: Studio, study: Study) -> Grid:
     return replace(_blank(studio, study, "done", said), rows=rows, share_done=_share(found))
 
 
+@by_the_call
 def make_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Grid]:
     """Snapshots while every picture that lacks is sampled; what is kept is not made again.
 

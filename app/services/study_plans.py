@@ -21,6 +21,7 @@ from app.services.compare import require_comparable
 from app.services.device import StopFlag
 from app.services.finetune import FineTune
 from app.services.models import RUN
+from app.services.public import allowed_place
 from app.services.requests import BadInput, ModelName, Settings, between, parse, sentence, whole
 from app.services.studio import Studio
 from app.services.training_requests import read_prompt_file
@@ -198,6 +199,9 @@ def save_plan(
     store = studio.studies.store
     gathered = None
     if request.source == "bring":
+        for folder in brought:
+            if isinstance(folder.place, Path):  # what was uploaded is the visitor's
+                allowed_place(studio.options, folder.place)
         sources = _folders(brought, table)
         gathered = yield from gathered_pictures(sources, stop, [folder.label for folder in brought])
     else:

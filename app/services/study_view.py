@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from app.services.public import allowed_place
 from app.services.requests import BadInput, sentence
 from app.services.studio import Studio
 from app.services.study_pictures import stock
@@ -201,14 +202,15 @@ class StudyBook:
             "" if importlib.util.find_spec("pyarrow") else "For Parquet as well: pip install pyarrow, then export anew."
         )
 
-    def bring_back(self, path: str | Path | None) -> Study:
-        """The study of an exported zip or folder, closed. BadInput for anything else."""
-        if not path or not str(path).strip():
+    def bring_back(self, upload: str | Path | None, folder: str | None = None) -> Study:
+        """The study of an exported zip that was uploaded, or of a zip or folder that is named; closed.
+
+        BadInput for anything else, and for a place that this page does not open.
+        """
+        named = str(folder or "").strip()
+        if not upload and not named:
             raise BadInput("Nothing was chosen: choose an exported zip, or name an exported folder.")
-        try:
-            place = Path(str(path).strip()).expanduser()
-        except RuntimeError as error:  # a user unknown
-            raise BadInput(sentence(error)) from None
+        place = Path(upload) if upload else allowed_place(self.studio.options, named)
         return asked(lambda: import_study(self.store, place)[0])
 
     # Inside

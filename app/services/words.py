@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from app.services.compare import facts_of, narrate, prepare
 from app.services.device import StopFlag, Stopped
+from app.services.lending import by_the_call
 from app.services.metadata import comparison_texts
 from app.services.models import FULL_SIDE, Model
 from app.services.requests import (
@@ -185,6 +186,7 @@ class Seen:
     height: int = 1
 
 
+@by_the_call
 def see(studio: Studio, request: SeeRequest, stop: StopFlag) -> Iterator[Seen]:
     """Snapshots from the first wait to the table. BadInput for what cannot be scored; Stopped ends with a snapshot."""
     models = [] if request.files else [studio.catalogue.find(request.model)]
@@ -334,6 +336,7 @@ class Perceived:
     ratio: float = 1.0  # width / height
 
 
+@by_the_call
 def perceived(studio: Studio, request: PerceiveRequest, stop: StopFlag) -> Iterator[Perceived]:
     """Snapshots from the first wait to the verdicts. BadInput for what cannot be painted or scored."""
     models = [studio.catalogue.find(request.model)]

@@ -25,7 +25,7 @@ from app.services.run_view import RunView
 from app.services.studio import Studio
 from app.services.training_requests import MAX_UPDATES, TrainRequest, lines_of, read_prompt_file
 from app.state import Refusal, Resumption, Watching
-from app.tabs.compare import UNEXPECTED, visitor
+from app.tabs.compare import UNEXPECTED, account, visitor
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class Handlers:
     ) -> Iterator[tuple]:
         """(note, then LIVE) at each step of what `begin` yields: messages, and a result, which `show` makes such."""
         try:
-            with self.studio.jobs.flag(visitor(request, job)) as stop:
+            with self.studio.jobs.flag(visitor(request, job), account(request)) as stop:
                 yield note_html("Checking …", "loading"), *waiting
                 for step in begin(stop):
                     yield (note_html(step, "loading"), *waiting) if isinstance(step, str) else show(step)
@@ -550,7 +550,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
     tabs, sides: all tabs, and the pickers that "Open in Compare" sets.
     """
     do = Handlers(studio)
-    tune = studio.finetune
+    tune, own_process = studio.finetune, not studio.options.trains_here
     base = studio.catalogue.base_name
     sources = [(label, str(file)) for label, file in tune.prompt_sets()]
     sources += [("Own text file", OWN_FILE), ("Typed here", TYPED)]
@@ -601,10 +601,12 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
                 more = gr.Textbox(
                     label="One key=value per line, as the command line's --set", lines=10, max_lines=24, elem_id="more"
                 )
-                sinks = gr.CheckboxGroup(SINKS, value=[], label="Also hand the records on to", elem_id="sinks")
+                sinks = gr.CheckboxGroup(
+                    SINKS, value=[], label="Also hand the records on to", visible=own_process, elem_id="sinks"
+                )
             start = gr.Button("Start", variant="primary", elem_id="start")
             with gr.Row(elem_id="tune-go"):
-                measure = gr.Button("Measure the cost", elem_id="measure", min_width=120)
+                measure = gr.Button("Measure the cost", visible=own_process, elem_id="measure", min_width=120)
                 halt = gr.Button("Stop", interactive=False, elem_id="stop-asking", min_width=80)
             said = gr.HTML(elem_id="tune-note", apply_default_css=False)
             gr.HTML(RULE, elem_classes="hint", apply_default_css=False)

@@ -55,7 +55,7 @@ from app.services.study_power import power_of, power_without_plan
 from app.services.study_quick import quick_csv, tallies
 from app.services.study_view import Study, StudyBook
 from app.state import Looking
-from app.tabs.compare import UNEXPECTED, WORKING, visitor
+from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class Handlers:
     def save(self, request: gr.Request, looking: Looking, *form: object) -> Iterator[tuple]:
         """(note, then PANES) at each step: the plan is judged, stored, and its pictures come next."""
         try:
-            with self.studio.jobs.flag(visitor(request, SAVING)) as stop:
+            with self.studio.jobs.flag(visitor(request, SAVING), account(request)) as stop:
                 yield note_html("Checking …", "loading"), *NOTHING_NEW
                 values = dict(zip(FIELDS, form, strict=True))
                 asked = read_form(self.read_fields(values))
@@ -393,7 +393,7 @@ class Handlers:
         try:
             identity = self.book.study(looking.study).id
             looking.step = "pictures"  # where the page stays when they are all there
-            with self.studio.jobs.flag(visitor(request, MAKING)) as stop:
+            with self.studio.jobs.flag(visitor(request, MAKING), account(request)) as stop:
                 for view in work(self.studio, identity, stop):
                     if view.phase in WORKING:
                         yield strip_value(view) if looking.study == identity else gr.skip(), *_busy(True)
@@ -470,7 +470,7 @@ class Handlers:
         """(note, upload, then PANES): an exported study, as it was."""
 
         def act() -> str:
-            study = self.book.bring_back(upload or folder)
+            study = self.book.bring_back(upload, folder)
             looking.study, looking.step, looking.is_editing = study.id, None, False
             return f"Brought back, with {len(self.book.votes(study)):,} votes."
 

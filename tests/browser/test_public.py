@@ -14,7 +14,7 @@ SHORT_HOUR = """
 import runpy, sys
 from app.services import studio
 from app.services.public import Budget
-studio.Budget = lambda can_sign_in: Budget(can_sign_in, shared_s=0.01)
+studio.Budget = lambda *known: Budget(*known, shared_s=0.01)
 sys.argv = ["app.py", "--public", *sys.argv[1:]]
 runpy.run_path("app.py", run_name="__main__")
 """
