@@ -268,8 +268,8 @@ def _free_in_machine() -> int:
 def _offload_encoders(base: FluxPolicy, device: torch.device) -> None:
     """The text encoders' layers come as they are called; the VAE, which is small and called by its parts, stays."""
     base.pipe.vae.to(device)
-    for encoder in (base.pipe.text_encoder, base.pipe.text_encoder_2):
-        _offload(encoder, device, offload_type="leaf_level")
+    for name in base.text_encoders:
+        _offload(getattr(base.pipe, name), device, offload_type="leaf_level")
 
 
 def _offload(module: torch.nn.Module, device: torch.device, **settings: object) -> None:
