@@ -60,4 +60,4 @@ def test_the_rule_is_on_every_tab_that_works_for_long(unloaded):
     from app import ui
 
     blocks = ui.build(unloaded()).blocks.values()
-    assert [getattr(block, "value", None) for block in blocks].count(RULE) == 4
+    assert [getattr(block, "value", None) for block in blocks].count(RULE) == 5
