@@ -77,7 +77,7 @@ class Cells(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.rows = []
+        self.rows, self.is_in_cell = [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -85,9 +85,13 @@ class Cells(HTMLParser):
             self.rows.append([])
         elif tag in ("th", "td"):
             self.rows[-1].append([])
+            self.is_in_cell = True
+
+    def handle_endtag(self, tag):
+        self.is_in_cell = self.is_in_cell and tag not in ("th", "td")
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.is_in_cell:
             self.rows[-1][-1].append(data)
 
 
