@@ -77,7 +77,7 @@ class Cells(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.rows = []
+        self.rows, self.is_inside = [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -85,9 +85,13 @@ class Cells(HTMLParser):
             self.rows.append([])
         elif tag in ("th", "td"):
             self.rows[-1].append([])
+            self.is_inside = True
+
+    def handle_endtag(self, tag):
+        self.is_inside = self.is_inside and tag not in ("th", "td")
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.is_inside:
             self.rows[-1][-1].append(data)
 
 
@@ -98,7 +102,7 @@ def finished(options, tmp_path_factory):
     (runs / "lists").mkdir()
     (runs / "lists" / "anime.json").write_text(json.dumps(PROMPTS))
     (runs / "lists" / "photo.txt").write_text("\n".join(PROMPTS[:11]))
-    words = [runs / "benchmarks" / "made", "--model", options.model, "--text-tokens", "64", "--steps", "1"]
+    words = [runs / "benchmarks" / "made", "--model", options.model, "--steps", "1"]
     words += ["--size", "32,32", "--prompts", runs / "lists", "--entry", "base", "--entry", f"srpo={options.srpo}"]
     words += ["--reward", options.reward, "--judge", options.judge]
     assert benchmark.main([str(word) for word in words]) == 0
@@ -238,13 +242,24 @@ def test_what_a_start_fails_of_is_told_by_its_folder(do, form, request_of, lists
     assert "tokens and this model reads" in do.look(following).head and not list(do.benchmarks.root.rglob("*.png"))
 
 
-def test_another_plan_in_a_folder_that_is_there_is_refused_and_changes_nothing(do, form, request_of, made):
-    files = {path: path.read_bytes() for path in made.rglob("*.*") if path.suffix in (".png", ".md", ".jsonl")}
+def test_a_name_that_stands_for_other_pictures_is_refused_and_a_new_column_is_not(do, form, finished, request_of, made):
+    """The folder stays as it was; the same pictures again, judged by less, are not painted anew."""
+    lists = str(finished / "lists")
+    files = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    for changes in ({"steps": 2}, {"first": 1}, {"seed": 1}, {"width": 64}):
+        *_, last = do.start(request_of(), Following(), *form(name="made", folder=lists, **({"first": ""} | changes)))
+        assert "begun with other prompts, seeds or settings" in last[0]
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == files
+    list(do.start(request_of(), Following(), *form(name="made", folder=lists, first="", own=["judge"])))
+    assert [reward["kind"] for reward in wait(do, "made").result["rewards"]] == ["judge"]
+    assert all(path.read_bytes() == content for path, content in files.items() if path.suffix == ".png")
+
+
+def test_a_benchmark_without_a_name_is_called_by_its_time(do, form, request_of):
     following = Following()
-    list(do.start(request_of(), following, *form(name="made", steps=2)))
-    wait(do, "made", "failed")
-    assert "begun with other" in do.look(following).head
-    assert {path: path.read_bytes() for path in files} == files
+    list(do.start(request_of(), following, *form(name="")))
+    assert re.fullmatch(r"\d{8}-\d{6}", following.name) and following.name in do.benchmarks.names()
+    wait(do, following.name)
 
 
 def test_the_cost_is_measured_and_then_told_of_any_number(do, form, request_of):
@@ -273,8 +288,8 @@ def test_pictures_under_way_are_waited_for(do, form, request_of):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": ""}, "needs a name"),
-        ({"name": "../up"}, "needs a name"),
+        ({"name": "../up"}, "A name may have at most 64"),
+        ({"seed": 2**32 - 2, "first": ""}, "Every picture has a seed of its own"),
         ({"models": ["base"]}, "two to 12 models, not 1"),
         ({"models": ["base", "base"]}, "two to 12 models, not 1"),
         ({"models": ["base", "/nowhere"]}, "no model at '/nowhere'"),
