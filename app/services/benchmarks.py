@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,6 +39,7 @@ from srpo.evaluation.benchmark import Task
 from srpo.evaluation.benchmark_folder import ASKED, PLAN, RESULT, SHEET, TABLE, BenchmarkFolder, State, list_benchmarks
 from srpo.evaluation.prompt_lists import NAME, SUFFIXES, plan, read_prompt_lists
 from srpo.evaluation.records import MAX_SEED
+from srpo.policies import hub
 from srpo.rewards.catalogue import card_of, place_of, read_name, resolved
 from srpo.runs.atomic import remove_folder
 
@@ -188,13 +190,15 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self.key: object = None
         self._value: T | None = None
+        self._lock = threading.Lock()  # several pages may look at once
 
     def get(self, key: object, read: Callable[[], T]) -> T:
         """What `read` returns; it is asked where the key is another than at the last call."""
-        if key != self.key:
-            self._value = read()
-            self.key = key
-        return self._value
+        with self._lock:
+            if key != self.key:
+                self._value = read()
+                self.key = key
+            return self._value
 
 
 class Reader:
@@ -360,7 +364,7 @@ class Benchmarks:
         """The benchmark as it is. BadInput where there is none, or where its folder cannot be read."""
         try:
             return self._reader(name).read()
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
 
     def stop(self, name: str) -> bool:
@@ -440,12 +444,14 @@ class Benchmarks:
             if file.suffix not in SUFFIXES:
                 raise BadInput(f"{file.name[:60]!r} is no list of prompts: bring .txt files, or .json files of texts.")
             read_prompt_file(file)  # its size, and that it is text
-        named = [Path(request.folder).expanduser()] if request.folder else []
-        if named and not named[0].exists():
-            raise BadInput(f"There is nothing at {request.folder[:80]!r}: name the folder of prompt lists.")
         try:
+            named = [Path(request.folder).expanduser()] if request.folder else []
+            if named and not named[0].exists():
+                raise BadInput(f"There is nothing at {request.folder[:80]!r}: name the folder of prompt lists.")
             lists = read_prompt_lists(*(offered[name] for name in request.sets), *request.files, *named)
-        except (ValueError, OSError) as error:
+        except BadInput:
+            raise
+        except (ValueError, OSError, RuntimeError) as error:  # no lists, a name too long, a user unknown
             raise BadInput(sentence(error)) from None
         if len(lists) > MAX_LISTS:
             raise BadInput(f"At most {MAX_LISTS} lists are taken, not {len(lists)}.")
@@ -479,11 +485,13 @@ class Benchmarks:
         for name in request.rewards:
             try:
                 named = read_name(name)
-            except ValueError as error:
+                if not (hub.is_id(place_of(name)) or Path(place_of(name)).exists()):
+                    raise BadInput(f"The reward {name[:80]!r} is not here: {named.card.get}.")
+                words += ["--reward", resolved(name)]
+            except BadInput:
+                raise
+            except (ValueError, OSError) as error:  # a kind that is none, a name too long
                 raise BadInput(sentence(error)) from None
-            if not Path(place_of(name)).exists():
-                raise BadInput(f"The reward {name[:80]!r} is not here: {named.card.get}.")
-            words += ["--reward", resolved(name)]
         if JUDGE in request.own:
             words += ["--judge", str(options.judge.resolve())]
         return words

@@ -301,6 +301,9 @@ def test_pictures_under_way_are_waited_for(do, form, request_of):
         ({"num_seeds": 17}, "The number of seeds must be a whole number from 1 to 16"),
         ({"own": []}, "Nothing would judge"),
         ({"own": ["emperor"]}, "This page has no emperor"),
+        ({"folder": "~nobody-of-that-name/lists"}, "Could not determine home directory"),
+        ({"folder": "a" * 900}, "File name too long"),
+        ({"rewards": "clip:" + "a" * 900}, "File name too long"),
         ({"rewards": "hpsv9:x"}, "There is no kind of reward 'hpsv9'"),
         ({"rewards": "hpsv2.1:/nowhere.pt"}, "is not here: hf download"),
         ({"steps": 0}, "Steps must be a whole number"),
@@ -333,6 +336,14 @@ def test_models_get_names_that_can_be_folders_each_its_own(do, form, options, tm
     shutil.copy(options.srpo, twin)
     order = do.benchmarks.order(tab.read_form(*form(models=["base", "srpo", str(twin)])))
     assert order.entries == ("base", f"srpo={options.srpo.resolve()}", f"srpo-2={twin.resolve()}")
+
+
+@pytest.mark.parametrize("file", ["asked.json", "plan.json", "benchmark.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"pictures": 3}'])
+def test_a_damaged_folder_is_one_sentence(do, made, file, content):
+    (made / file).write_text(content)
+    head = do.look(Following()).head
+    assert 'class="note failed"' in head and "cannot be read" in head and file in head
 
 
 def test_what_cannot_be_done_with_none_is_one_sentence(do, request_of):
