@@ -161,6 +161,35 @@ def test_it_starts_stops_and_goes_on_from_the_page_and_from_a_terminal(do, form,
     assert all(path.stat().st_mtime_ns == changed for path, changed in there.items())  # nothing painted twice
 
 
+# Begins a benchmark as the page does, and is killed at once.
+KILLED = """
+import json, os, signal, sys
+from types import SimpleNamespace
+from app.services.studio import Studio
+from app.state import Following, Options
+from app.tabs.benchmark import Handlers
+from pathlib import Path
+model, srpo, reward, judge, runs = map(Path, sys.argv[1:6])
+do = Handlers(Studio(Options(model=model, srpo=srpo, reward=reward, judge=judge, runs=runs)))
+form = json.loads(sys.argv[6])
+*_, last = do.start(SimpleNamespace(session_hash="page"), Following(), *form)
+assert "started" in last[0], last[0]
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_outlives_the_app_and_is_found_again(do, form, options):
+    places = [options.model, options.srpo, options.reward, options.judge, do.benchmarks.root.parent]
+    command = [sys.executable, "-c", KILLED, *map(str, places), json.dumps(form())]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    following = Following()
+    live = do.look(following)
+    assert following.name == "one" and live.stop["interactive"] and DeviceLock("cpu").holder() == "benchmark one"
+    view = wait(do, "one")
+    assert view.is_whole and view.result["models"] == ["base", "srpo"] and DeviceLock("cpu").holder() is None
+
+
 def test_the_tab_shows_the_numbers_that_the_command_wrote(do, made):
     """Every mean and difference of the table in Markdown, each in its own cell of the page."""
     live = do.look(Following())
