@@ -26,7 +26,7 @@ from torch import Tensor
 from srpo.evaluation import benchmark_folder as places
 from srpo.evaluation.benchmark import Judge, Task, csv_text, markdown, summary
 from srpo.evaluation.benchmark_folder import BenchmarkFolder, State, read_object
-from srpo.evaluation.prompt_lists import NAME, read_prompt_lists
+from srpo.evaluation.prompt_lists import NAME, plan, read_prompt_lists
 from srpo.evaluation.records import comparison_texts
 from srpo.miniature import paths
 from srpo.painting import Painter, add_options, read_options, require_seeds
@@ -278,28 +278,6 @@ def _whole(weights: str) -> str:
     """The place with its absolute path, its weight behind it."""
     place, _ = split_weight(weights)
     return f"{place.resolve()}{weights[len(str(place)) :]}" if place.exists() else weights
-
-
-def plan(lists: Mapping[str, list[str]], seed: int, first: int | None = None, num_seeds: int = 1) -> list[Task]:
-    """What every model paints; each picture has a seed of its own, counted on over all styles, then over again.
-
-    first: only so many prompts of each style. num_seeds: how often each prompt is painted. A prompt has the same seed
-    whatever `first` is, and the same first seed whatever `num_seeds` is.
-    """
-    if first is not None and first < 1:
-        raise ValueError(f"--first must be 1 or more, not {first}")
-    if num_seeds < 1:
-        raise ValueError(f"--num-seeds must be 1 or more, not {num_seeds}")
-    tasks, start, total = [], seed, sum(map(len, lists.values()))
-    for style, prompts in lists.items():
-        taken = prompts[:first]
-        for turn in range(num_seeds):
-            tasks += [
-                Task(style, turn * len(taken) + place, prompt, start + turn * total + place)
-                for place, prompt in enumerate(taken)
-            ]
-        start += len(prompts)
-    return tasks
 
 
 def _own_prompts(painter: Painter) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from app.services.metadata import read_request
 from srpo import benchmark
 from srpo.evaluation.benchmark_folder import BenchmarkFolder
+from srpo.evaluation.prompt_lists import plan
 from srpo.miniature.judge import Judge, new_judge
 from srpo.policies.checkpoints import save_transformer
 from srpo.rewards.base import image_tensor
@@ -204,7 +205,7 @@ def test_what_cannot_be_measured_is_one_sentence(words, tmp_path, capsys):
 
 def test_a_prompt_keeps_its_first_seed_however_often_it_is_painted():
     lists = {"anime": ["a", "b", "c"], "photo": ["d", "e"]}
-    once, twice = benchmark.plan(lists, 7), benchmark.plan(lists, 7, num_seeds=2)
+    once, twice = plan(lists, 7), plan(lists, 7, num_seeds=2)
     assert {(task.style, task.prompt): task.seed for task in reversed(twice)} == {
         (task.style, task.prompt): task.seed for task in once
     }
@@ -212,7 +213,7 @@ def test_a_prompt_keeps_its_first_seed_however_often_it_is_painted():
         ("anime", place, prompt) for place, prompt in enumerate("abcabc")
     ]
     assert len({task.seed for task in twice}) == 10 == len({(task.style, task.index) for task in twice})
-    assert {task.seed for task in benchmark.plan(lists, 7, 1, 2)} <= {task.seed for task in twice}
+    assert {task.seed for task in plan(lists, 7, 1, 2)} <= {task.seed for task in twice}
 
 
 def test_a_judge_is_a_column_and_a_call_is_repeated_by_its_folder_alone(words, tmp_path, capsys):

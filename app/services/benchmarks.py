@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -35,7 +37,9 @@ from app.services.studio import Studio
 from app.services.training_requests import read_prompt_file
 from srpo.evaluation.benchmark import Task
 from srpo.evaluation.benchmark_folder import ASKED, PLAN, RESULT, SHEET, TABLE, BenchmarkFolder, State, list_benchmarks
-from srpo.evaluation.prompt_lists import NAME, SUFFIXES, read_prompt_lists
+from srpo.evaluation.prompt_lists import NAME, SUFFIXES, plan, read_prompt_lists
+from srpo.evaluation.records import MAX_SEED
+from srpo.policies import hub
 from srpo.rewards.catalogue import card_of, place_of, read_name, resolved
 from srpo.runs.atomic import remove_folder
 
@@ -51,10 +55,10 @@ T = TypeVar("T")
 
 
 def _name(value: object) -> str:
+    if value is None or value == "":
+        return ""
     if not isinstance(value, str) or not NAME.fullmatch(value.strip()):
-        raise ValueError(
-            "A benchmark needs a name of at most 64 letters, digits, dots and hyphens: it becomes its folder."
-        )
+        raise ValueError("A name may have at most 64 letters, digits, dots and hyphens: it becomes a folder.")
     return value.strip()
 
 
@@ -84,7 +88,7 @@ def _path(value: object) -> str:
 class BenchmarkRequest(Settings):
     """Models x prompts x seeds, and what judges the pictures."""
 
-    name: Annotated[str, BeforeValidator(_name)]
+    name: Annotated[str, BeforeValidator(_name)] = ""  # "": the time of its start
     models: Annotated[tuple[ModelName, ...], BeforeValidator(_several)] = ()
     sets: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # of those that the page offers
     files: Annotated[tuple[Path, ...], BeforeValidator(_several)] = ()  # brought by the visitor
@@ -117,10 +121,18 @@ class Order:
     """A request in the words of the command."""
 
     lists: Mapping[str, Sequence[str]]  # the prompts of each style, whole lists
-    num_prompts: int  # that are taken of them
-    num_pictures: int
+    tasks: Sequence[Task]
     entries: tuple[str, ...]
-    arguments: tuple[str, ...]  # all but the prompts
+    settings: Mapping[str, str]  # options that stay what they were for as long as a benchmark lives
+    arguments: tuple[str, ...]  # all other options, but for the prompts
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.tasks) * len(self.entries)
+
+    @property
+    def words(self) -> list[str]:
+        return [*self.arguments, *(word for name, value in self.settings.items() for word in (f"--{name}", value))]
 
 
 @dataclass(frozen=True)
@@ -178,13 +190,15 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self.key: object = None
         self._value: T | None = None
+        self._lock = threading.Lock()  # several pages may look at once
 
     def get(self, key: object, read: Callable[[], T]) -> T:
         """What `read` returns; it is asked where the key is another than at the last call."""
-        if key != self.key:
-            self._value = read()
-            self.key = key
-        return self._value
+        with self._lock:
+            if key != self.key:
+                self._value = read()
+                self.key = key
+            return self._value
 
 
 class Reader:
@@ -280,27 +294,32 @@ class Benchmarks:
                 f"Not here yet: {' and '.join(options.absent)}. Paint a picture in Compare, which downloads it."
             )
         lists = self._lists(request)
-        num_prompts = sum(min(len(prompts), request.first or len(prompts)) for prompts in lists.values())
-        num_pictures = num_prompts * request.num_seeds * len(request.models)
-        if num_pictures > MAX_PICTURES:
+        taken = sum(min(len(prompts), request.first or len(prompts)) for prompts in lists.values())
+        if (num_pictures := taken * request.num_seeds * len(request.models)) > MAX_PICTURES:
             raise BadInput(f"That would be {num_pictures:,} pictures; at most {MAX_PICTURES:,} are made: take fewer.")
+        tasks = plan(lists, request.seed, request.first, request.num_seeds)
+        if tasks[-1].seed > MAX_SEED:
+            raise BadInput(f"Every picture has a seed of its own, at most {MAX_SEED:,}: choose a smaller first seed.")
         entries = self._entries([self.catalogue.find(name) for name in request.models])
+        settings = {
+            **{"model": str(options.model.resolve()), "device": options.device},
+            **{"text-tokens": str(options.max_sequence_length), "steps": str(request.steps)},
+            **{"guidance": str(request.guidance), "size": f"{request.height},{request.width}"},
+        }
         arguments = [
-            *("--model", str(options.model.resolve()), "--device", options.device),
-            *("--text-tokens", str(options.max_sequence_length), "--seed", str(request.seed)),
-            *("--steps", str(request.steps), "--guidance", str(request.guidance)),
-            *("--size", f"{request.height},{request.width}", "--num-seeds", str(request.num_seeds)),
+            *("--seed", str(request.seed), "--num-seeds", str(request.num_seeds)),
             *(() if request.first is None else ("--first", str(request.first))),
             *(word for entry in entries for word in ("--entry", entry)),
             *self._rewards(request),
         ]
-        return Order(lists, num_prompts, num_pictures, tuple(entries), tuple(arguments))
+        return Order(lists, tasks, tuple(entries), settings, tuple(arguments))
 
     def outline(self, request: BenchmarkRequest) -> str:
         """What a start would make, and what that costs as far as it was measured. BadInput as for `order`."""
         order = self.order(request)
         seeds = f" × {request.num_seeds} seeds" if request.num_seeds > 1 else ""
-        made = f"{len(order.entries)} models × {order.num_prompts:,} prompts{seeds} = {order.num_pictures:,} pictures."
+        num_prompts = len(order.tasks) // request.num_seeds
+        made = f"{len(order.entries)} models × {num_prompts:,} prompts{seeds} = {order.num_pictures:,} pictures."
         pace = self._paces.get(self._pace_key(request))
         costs = pace.said(order.num_pictures, len(order.entries)) if pace else "Measure the cost to know time and disk."
         return f"{made} {costs}"
@@ -313,7 +332,7 @@ class Benchmarks:
         order = self.order(request)
         with tempfile.TemporaryDirectory(prefix="srpo-prompts-") as place:
             prompts = _write_lists(Path(place) / PROMPTS, order.lists)
-            command = ["srpo.benchmark", place, *order.arguments, "--prompts", str(prompts), "--measure"]
+            command = ["srpo.benchmark", place, *order.words, "--prompts", str(prompts), "--measure"]
             measured = yield from probe(self.device, command, "One picture", stop)
         del measured["pictures"]
         self._paces[self._pace_key(request)] = Pace(**measured)
@@ -325,15 +344,12 @@ class Benchmarks:
         One of that name that asked for the same pictures goes on, with these models and rewards.
         """
         order = self.order(request)
-        folder = BenchmarkFolder(self.root / request.name)
+        folder = BenchmarkFolder(self.root / (request.name or f"{datetime.now():%Y%m%d-%H%M%S}"))
 
         def begin() -> BenchmarkFolder:
-            if folder.path.is_dir() and folder.lock().is_held():
-                raise BadInput(
-                    f"The benchmark {folder.name} is at work already: stop it first, or choose another name."
-                )
+            _require_alike(folder, order)
             prompts = _write_lists(folder.path / PROMPTS, order.lists)
-            folder.start([*order.arguments, "--prompts", str(prompts.resolve())], self.options.device)
+            folder.start([*order.words, "--prompts", str(prompts.resolve())], self.options.device)
             return folder
 
         yield (yield from begin_when_free(self.device, begin, stop))
@@ -348,7 +364,7 @@ class Benchmarks:
         """The benchmark as it is. BadInput where there is none, or where its folder cannot be read."""
         try:
             return self._reader(name).read()
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
 
     def stop(self, name: str) -> bool:
@@ -428,12 +444,14 @@ class Benchmarks:
             if file.suffix not in SUFFIXES:
                 raise BadInput(f"{file.name[:60]!r} is no list of prompts: bring .txt files, or .json files of texts.")
             read_prompt_file(file)  # its size, and that it is text
-        named = [Path(request.folder).expanduser()] if request.folder else []
-        if named and not named[0].exists():
-            raise BadInput(f"There is nothing at {request.folder[:80]!r}: name the folder of prompt lists.")
         try:
+            named = [Path(request.folder).expanduser()] if request.folder else []
+            if named and not named[0].exists():
+                raise BadInput(f"There is nothing at {request.folder[:80]!r}: name the folder of prompt lists.")
             lists = read_prompt_lists(*(offered[name] for name in request.sets), *request.files, *named)
-        except (ValueError, OSError) as error:
+        except BadInput:
+            raise
+        except (ValueError, OSError, RuntimeError) as error:  # no lists, a name too long, a user unknown
             raise BadInput(sentence(error)) from None
         if len(lists) > MAX_LISTS:
             raise BadInput(f"At most {MAX_LISTS} lists are taken, not {len(lists)}.")
@@ -467,11 +485,13 @@ class Benchmarks:
         for name in request.rewards:
             try:
                 named = read_name(name)
-            except ValueError as error:
+                if not (hub.is_id(place_of(name)) or Path(place_of(name)).exists()):
+                    raise BadInput(f"The reward {name[:80]!r} is not here: {named.card.get}.")
+                words += ["--reward", resolved(name)]
+            except BadInput:
+                raise
+            except (ValueError, OSError) as error:  # a kind that is none, a name too long
                 raise BadInput(sentence(error)) from None
-            if not Path(place_of(name)).exists():
-                raise BadInput(f"The reward {name[:80]!r} is not here: {named.card.get}.")
-            words += ["--reward", resolved(name)]
         if JUDGE in request.own:
             words += ["--judge", str(options.judge.resolve())]
         return words
@@ -480,6 +500,23 @@ class Benchmarks:
         """What decides the cost of one picture."""
         shape = (request.steps, request.guidance, request.width, request.height)
         return (*map(str, shape), *request.own, *request.rewards)
+
+
+def _require_alike(folder: BenchmarkFolder, order: Order) -> None:
+    """Nothing where the folder is new, or holds a benchmark of the same pictures that nobody works on; else BadInput.
+
+    The command refuses as much, but the folder would then say that it has failed.
+    """
+    if not folder.path.is_dir():
+        return
+    if folder.lock().is_held():
+        raise BadInput(f"The benchmark {folder.name} is at work already: stop it first, or choose another name.")
+    try:
+        asked, tasks = folder.asked(), folder.tasks()
+    except (ValueError, OSError):
+        return  # it never came to a plan
+    if tasks != order.tasks or any(str(asked.get(name)) != value for name, value in order.settings.items()):
+        raise BadInput(f"{folder.name} was begun with other prompts, seeds or settings: choose another name.")
 
 
 def _write_lists(folder: Path, lists: Mapping[str, Sequence[str]]) -> Path:

@@ -36,7 +36,8 @@ CATEGORY = " | "  # between a prompt and its category, at the end of a line
 WEIGHTS, FOLDER = "weights:", "folder:"  # how the keys of models begin that lie at a path, or are pictures
 FIRST_CRITERION = OVERALL  # what a new plan asks
 MAX_OWN_CRITERIA = 4
-MAX_FOLDERS = 4  # that the form has fields for
+MAX_ROWS = 4  # of models with fields of their own; further ones are lines of a text
+NAMED = " = "  # in such a line, between a model's name and its folder
 OPTIONAL = ("take", "trials_per_rater", "min_gold", "min_repeats", "min_dwell_s")  # numbers of which 0 means none
 
 
@@ -317,13 +318,13 @@ def _sources_file(studio: Studio, identity: str) -> Path:
     return studio.studies.root / "sources" / f"{identity}.json"
 
 
-def brought_from(rows: Sequence[tuple[object, object, object]]) -> list[Brought]:
+def brought_from(rows: Sequence[tuple[object, object, object]], further: object = "") -> list[Brought]:
     """The pictures that the form's rows (name, folder, files) name; empty rows are passed over.
 
-    BadInput for a row that is half filled in, or filled in twice.
+    further: lines "name = folder", or a folder alone. BadInput for a row that is half filled in, or filled in twice.
     """
     found = []
-    for number, (label, folder, files) in enumerate(rows, 1):
+    for number, (label, folder, files) in enumerate([*rows, *_further_rows(further)], 1):
         label, folder = str(label or "").strip(), str(folder or "").strip()
         if not label and not folder and not files:
             continue
@@ -340,6 +341,23 @@ def brought_from(rows: Sequence[tuple[object, object, object]]) -> list[Brought]
     if not found:
         raise BadInput("There are no pictures yet: name a folder, or upload files, for each model.")
     return found
+
+
+def _further_rows(text: object) -> list[tuple[str, str, None]]:
+    """Lines as rows."""
+    if text is None:
+        return []
+    if not isinstance(text, str) or "\0" in text:
+        raise BadInput("Further models must be text, one per line: name = folder.")
+    lines = (line if NAMED in line else NAMED + line for line in text.splitlines() if line.strip())
+    parts = (line.partition(NAMED) for line in lines)
+    return [(label.strip(), folder.strip(), None) for label, _, folder in parts]
+
+
+def rows_and_lines(folders: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
+    """(name, folder) of the models that have rows of their own, and the lines of all further ones."""
+    further = [f"{label}{NAMED}{folder}" for label, folder in folders[MAX_ROWS:] if folder]
+    return list(folders[:MAX_ROWS]), "\n".join(further)
 
 
 def _folders(brought: Sequence[Brought], table: Path | None) -> Sources:

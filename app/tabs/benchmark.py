@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TITLE = "Benchmark"  # of the tab
 LIVE_S, QUIET_S = 1.0, 3.0  # from look to look: at one that is at work, and at others
 ASKING, GOING_ON = "benchmark", "benchmark/resume"  # what a page may be at work on
-FIRST_NAME, FIRST_PROMPTS = "first", 16
+FIRST_PROMPTS = 16  # of each list, in a new form
 HEAD = """<div class="panel-head"><h2>Benchmark</h2><p>Models paint the same prompts from the same seeds; rewards judge
 every picture. HPSv2’s four lists of 800, or your own.</p></div>"""
 NONE_YET = "No benchmark yet. Start one: its pictures and its table appear here, and stay when this page is closed."
@@ -272,7 +272,7 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs) -> None:
     with gr.Row(elem_id="benchmark", equal_height=False):
         with gr.Column(elem_id="bench-ask", elem_classes="pane", scale=0, min_width=372):
             gr.HTML(HEAD, apply_default_css=False)
-            name = gr.Textbox(FIRST_NAME, label="Name", max_lines=1, elem_id="bench-name")
+            name = gr.Textbox(label="Name", placeholder="date and time", max_lines=1, elem_id="bench-name")
             models = gr.Dropdown(
                 choices,
                 value=[model for model in (BASE, SRPO) if model in known],

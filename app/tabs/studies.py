@@ -38,7 +38,7 @@ from app.services.studio import Studio
 from app.services.study_pictures import bring_pictures, is_brought, make_pictures, stock, strip
 from app.services.study_plans import (
     FIRST_CRITERION,
-    MAX_FOLDERS,
+    MAX_ROWS,
     OWN_FILE,
     TYPED,
     brought_from,
@@ -48,6 +48,7 @@ from app.services.study_plans import (
     plan_of,
     prompt_lines,
     read_form,
+    rows_and_lines,
     save_plan,
     what_saving_does,
 )
@@ -63,12 +64,12 @@ TITLE = "Studies"  # of the tab
 SAVING, MAKING = "studies/save", "studies/pictures"  # what a page may be at work on
 LIVE_EVERY_S = 3.0
 FIRST_PROMPTS = 40  # of a built-in set, in a new plan
-PLACES = range(1, MAX_FOLDERS + 1)
+PLACES = range(1, MAX_ROWS + 1)
 FIELDS = (
     *("title", "instructions", "source", "models", "prompt_source", "prompt_file", "prompts", "take"),
     *("seed", "num_seeds", "steps", "guidance", "width", "height"),
     *(f"{what}_{place}" for place in PLACES for what in ("name", "folder", "files")),
-    *("table", "mode", "criteria", "own_criteria", "stop", "votes_per_item", "trials_per_rater"),
+    *("further", "table", "mode", "criteria", "own_criteria", "stop", "votes_per_item", "trials_per_rater"),
     *("repeats", "gold", "smallest_win_rate", "min_gold", "min_repeats", "min_dwell_s"),
 )
 FROM_PROMPTS = ("prompt_source", "prompt_file", "prompts")
@@ -281,7 +282,7 @@ class Handlers:
                 asked = read_form(self.read_fields(values))
                 brings = asked.source == "bring"
                 rows = [tuple(values[f"{what}_{place}"] for what in ("name", "folder", "files")) for place in PLACES]
-                brought = brought_from(rows) if brings else []
+                brought = brought_from(rows, values["further"]) if brings else []
                 table = Path(values["table"]) if brings and values["table"] else None
                 before = looking.study
                 saving = save_plan(self.studio, asked, brought, table, before, stop)
@@ -363,7 +364,7 @@ class Handlers:
             "models": [name for name in (BASE, SRPO) if name in known],
             **{"prompt_source": str(sets[0][1]) if sets else TYPED, "take": FIRST_PROMPTS},
             **{"seed": 0, "num_seeds": 1, "steps": 28, "guidance": 3.5, "width": side, "height": side},
-            **{f"{what}_{place}": "" for place in PLACES for what in ("name", "folder")},
+            **{f"{what}_{place}": "" for place in PLACES for what in ("name", "folder")} | {"further": ""},
             **{"mode": "pairwise", "criteria": [FIRST_CRITERION], "stop": "fixed", "votes_per_item": 5},
             **{"repeats": 10, "gold": 5, "smallest_win_rate": 60, "trials_per_rater": 0},
             **{"min_gold": 50, "min_repeats": 0, "min_dwell_s": 0.5},
@@ -371,8 +372,9 @@ class Handlers:
 
     def _filled(self, values: dict[str, Any]) -> tuple:
         """FIELDS with these values; the rows of folders from `folders`."""
-        for place, (label, folder) in enumerate(values.pop("folders", [])[:MAX_FOLDERS], 1):
-            values |= {f"name_{place}": label, f"folder_{place}": folder}
+        rows, further = rows_and_lines(values.pop("folders", []))
+        for place, (label, folder) in enumerate(rows, 1):
+            values |= {f"name_{place}": label, f"folder_{place}": folder, "further": further}
         choices = {"models": self.model_choices()["choices"]}
         return tuple(
             gr.update(value=values[name], choices=choices[name]) if name in choices else gr.update(value=values[name])
@@ -750,6 +752,13 @@ def _what_is_compared(
                     elem_id=f"study-files-{place}",
                     elem_classes="study-file",
                 )
+        fields["further"] = gr.Textbox(
+            label="Further models, one per line",
+            placeholder="name = folder",
+            lines=1,
+            max_lines=8,
+            **value("further"),
+        )
         fields["table"] = gr.File(
             label="prompts.csv or prompts.jsonl, where it does not lie beside the pictures",
             show_label=False,

@@ -14,6 +14,7 @@ Whoever works on a benchmark holds the lock of its folder; the system lets it go
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from srpo.runs.records import JobRecord
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of pictures made elsewhere; ours are PNG
 ASKED, PLAN, STATE, JOB, LOG = "asked.json", "plan.json", "state.json", "job.json", "log.txt"
 RESULT, TABLE, SHEET = "benchmark.json", "benchmark.md", "benchmark.csv"
+PARTS = ("rewards", "models", "styles", "means", "differences")  # of a result
 LIVE = ("starting", "running")
 
 
@@ -66,14 +68,16 @@ class BenchmarkFolder:
     # What was asked
 
     def asked(self) -> dict[str, Any]:
-        """The options of the last call, by name. ValueError where the folder holds no benchmark that has begun."""
+        """The options of the last call, by name; models ("entry") and "size" are among them.
+
+        ValueError where the folder holds no benchmark that has begun.
+        """
         if not (self.path / ASKED).is_file() or not (self.path / PLAN).is_file():
             raise ValueError(f"{self.path} holds no benchmark that has begun: start one there")
-        return read_object(self.path / ASKED)
-
-    def models(self) -> list[str]:
-        """The names of the models of the last call. ValueError as for `asked`."""
-        return [entry.partition("=")[0] for entry in self.asked()["entry"]]
+        found = read_object(self.path / ASKED)
+        if not isinstance(found.get("entry"), list) or not re.fullmatch(r"\d+,\d+", str(found.get("size"))):
+            raise ValueError(f"{self.path / ASKED} cannot be read: models and a size are expected")
+        return found
 
     def tasks(self) -> list[Task]:
         """What every model paints. ValueError where the plan cannot be read."""
@@ -103,7 +107,12 @@ class BenchmarkFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The last table; None before the first. ValueError where it cannot be read."""
-        return read_object(self.path / RESULT) if (self.path / RESULT).is_file() else None
+        if not (self.path / RESULT).is_file():
+            return None
+        found = read_object(self.path / RESULT)
+        if lacking := [name for name in PARTS if name not in found]:
+            raise ValueError(f"{self.path / RESULT} cannot be read: it lacks {lacking[0]}")
+        return found
 
     # Who works on it, and how far that is
 

@@ -1,11 +1,13 @@
-"""Lists of prompts in files: one list for each style, called by its file."""
+"""Lists of prompts in files, one list for each style, and what a benchmark makes of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from srpo.evaluation.benchmark import Task
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")  # of a style or a model: it becomes a folder
 SUFFIXES = (".json", ".txt")
@@ -23,6 +25,28 @@ def read_prompt_lists(*places: Path) -> dict[str, list[str]]:
             raise ValueError(f"{file} gives no style: name the file once, in letters, digits, dots and hyphens")
         lists[file.stem] = _read_prompts(file)
     return lists
+
+
+def plan(lists: Mapping[str, list[str]], seed: int, first: int | None = None, num_seeds: int = 1) -> list[Task]:
+    """What every model paints; each picture has a seed of its own, counted on over all styles, then over again.
+
+    first: only so many prompts of each style. num_seeds: how often each prompt is painted. A prompt has the same seed
+    whatever `first` is, and the same first seed whatever `num_seeds` is.
+    """
+    if first is not None and first < 1:
+        raise ValueError(f"--first must be 1 or more, not {first}")
+    if num_seeds < 1:
+        raise ValueError(f"--num-seeds must be 1 or more, not {num_seeds}")
+    tasks, start, total = [], seed, sum(map(len, lists.values()))
+    for style, prompts in lists.items():
+        taken = prompts[:first]
+        for turn in range(num_seeds):
+            tasks += [
+                Task(style, turn * len(taken) + place, prompt, start + turn * total + place)
+                for place, prompt in enumerate(taken)
+            ]
+        start += len(prompts)
+    return tasks
 
 
 def _files(place: Path) -> Sequence[Path]:

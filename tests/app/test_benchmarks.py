@@ -77,7 +77,7 @@ class Cells(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.rows, self.is_in_cell = [], False
+        self.rows, self.is_inside = [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -85,13 +85,13 @@ class Cells(HTMLParser):
             self.rows.append([])
         elif tag in ("th", "td"):
             self.rows[-1].append([])
-            self.is_in_cell = True
+            self.is_inside = True
 
     def handle_endtag(self, tag):
-        self.is_in_cell = self.is_in_cell and tag not in ("th", "td")
+        self.is_inside = self.is_inside and tag not in ("th", "td")
 
     def handle_data(self, data):
-        if self.is_in_cell:
+        if self.is_inside:
             self.rows[-1][-1].append(data)
 
 
@@ -102,7 +102,7 @@ def finished(options, tmp_path_factory):
     (runs / "lists").mkdir()
     (runs / "lists" / "anime.json").write_text(json.dumps(PROMPTS))
     (runs / "lists" / "photo.txt").write_text("\n".join(PROMPTS[:11]))
-    words = [runs / "benchmarks" / "made", "--model", options.model, "--text-tokens", "64", "--steps", "1"]
+    words = [runs / "benchmarks" / "made", "--model", options.model, "--steps", "1"]
     words += ["--size", "32,32", "--prompts", runs / "lists", "--entry", "base", "--entry", f"srpo={options.srpo}"]
     words += ["--reward", options.reward, "--judge", options.judge]
     assert benchmark.main([str(word) for word in words]) == 0
@@ -159,6 +159,35 @@ def test_it_starts_stops_and_goes_on_from_the_page_and_from_a_terminal(do, form,
     do.stop(request_of(), following)
     wait(do, "one", "stopped")
     assert all(path.stat().st_mtime_ns == changed for path, changed in there.items())  # nothing painted twice
+
+
+# Begins a benchmark as the page does, and is killed at once.
+KILLED = """
+import json, os, signal, sys
+from types import SimpleNamespace
+from app.services.studio import Studio
+from app.state import Following, Options
+from app.tabs.benchmark import Handlers
+from pathlib import Path
+model, srpo, reward, judge, runs = map(Path, sys.argv[1:6])
+do = Handlers(Studio(Options(model=model, srpo=srpo, reward=reward, judge=judge, runs=runs)))
+form = json.loads(sys.argv[6])
+*_, last = do.start(SimpleNamespace(session_hash="page"), Following(), *form)
+assert "started" in last[0], last[0]
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_outlives_the_app_and_is_found_again(do, form, options):
+    places = [options.model, options.srpo, options.reward, options.judge, do.benchmarks.root.parent]
+    command = [sys.executable, "-c", KILLED, *map(str, places), json.dumps(form())]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    following = Following()
+    live = do.look(following)
+    assert following.name == "one" and live.stop["interactive"] and DeviceLock("cpu").holder() == "benchmark one"
+    view = wait(do, "one")
+    assert view.is_whole and view.result["models"] == ["base", "srpo"] and DeviceLock("cpu").holder() is None
 
 
 def test_the_tab_shows_the_numbers_that_the_command_wrote(do, made):
@@ -242,13 +271,24 @@ def test_what_a_start_fails_of_is_told_by_its_folder(do, form, request_of, lists
     assert "tokens and this model reads" in do.look(following).head and not list(do.benchmarks.root.rglob("*.png"))
 
 
-def test_another_plan_in_a_folder_that_is_there_is_refused_and_changes_nothing(do, form, request_of, made):
-    files = {path: path.read_bytes() for path in made.rglob("*.*") if path.suffix in (".png", ".md", ".jsonl")}
+def test_a_name_that_stands_for_other_pictures_is_refused_and_a_new_column_is_not(do, form, finished, request_of, made):
+    """The folder stays as it was; the same pictures again, judged by less, are not painted anew."""
+    lists = str(finished / "lists")
+    files = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    for changes in ({"steps": 2}, {"first": 1}, {"seed": 1}, {"width": 64}):
+        *_, last = do.start(request_of(), Following(), *form(name="made", folder=lists, **({"first": ""} | changes)))
+        assert "begun with other prompts, seeds or settings" in last[0]
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == files
+    list(do.start(request_of(), Following(), *form(name="made", folder=lists, first="", own=["judge"])))
+    assert [reward["kind"] for reward in wait(do, "made").result["rewards"]] == ["judge"]
+    assert all(path.read_bytes() == content for path, content in files.items() if path.suffix == ".png")
+
+
+def test_a_benchmark_without_a_name_is_called_by_its_time(do, form, request_of):
     following = Following()
-    list(do.start(request_of(), following, *form(name="made", steps=2)))
-    wait(do, "made", "failed")
-    assert "begun with other" in do.look(following).head
-    assert {path: path.read_bytes() for path in files} == files
+    list(do.start(request_of(), following, *form(name="")))
+    assert re.fullmatch(r"\d{8}-\d{6}", following.name) and following.name in do.benchmarks.names()
+    wait(do, following.name)
 
 
 def test_the_cost_is_measured_and_then_told_of_any_number(do, form, request_of):
@@ -277,8 +317,8 @@ def test_pictures_under_way_are_waited_for(do, form, request_of):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": ""}, "needs a name"),
-        ({"name": "../up"}, "needs a name"),
+        ({"name": "../up"}, "A name may have at most 64"),
+        ({"seed": 2**32 - 2, "first": ""}, "Every picture has a seed of its own"),
         ({"models": ["base"]}, "two to 12 models, not 1"),
         ({"models": ["base", "base"]}, "two to 12 models, not 1"),
         ({"models": ["base", "/nowhere"]}, "no model at '/nowhere'"),
@@ -290,6 +330,9 @@ def test_pictures_under_way_are_waited_for(do, form, request_of):
         ({"num_seeds": 17}, "The number of seeds must be a whole number from 1 to 16"),
         ({"own": []}, "Nothing would judge"),
         ({"own": ["emperor"]}, "This page has no emperor"),
+        ({"folder": "~nobody-of-that-name/lists"}, "Could not determine home directory"),
+        ({"folder": "a" * 900}, "File name too long"),
+        ({"rewards": "clip:" + "a" * 900}, "File name too long"),
         ({"rewards": "hpsv9:x"}, "There is no kind of reward 'hpsv9'"),
         ({"rewards": "hpsv2.1:/nowhere.pt"}, "is not here: hf download"),
         ({"steps": 0}, "Steps must be a whole number"),
@@ -322,6 +365,14 @@ def test_models_get_names_that_can_be_folders_each_its_own(do, form, options, tm
     shutil.copy(options.srpo, twin)
     order = do.benchmarks.order(tab.read_form(*form(models=["base", "srpo", str(twin)])))
     assert order.entries == ("base", f"srpo={options.srpo.resolve()}", f"srpo-2={twin.resolve()}")
+
+
+@pytest.mark.parametrize("file", ["asked.json", "plan.json", "benchmark.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"pictures": 3}'])
+def test_a_damaged_folder_is_one_sentence(do, made, file, content):
+    (made / file).write_text(content)
+    head = do.look(Following()).head
+    assert 'class="note failed"' in head and "cannot be read" in head and file in head
 
 
 def test_what_cannot_be_done_with_none_is_one_sentence(do, request_of):

@@ -1,6 +1,7 @@
 """Plans of studies made from the page's form, and the form filled from a plan again."""
 
 import csv
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from app.services.study_plans import (
     prompt_lines,
     read_form,
     read_sources,
+    rows_and_lines,
     save_plan,
     what_saving_does,
 )
@@ -245,6 +247,26 @@ def test_rows_that_are_half_filled_in_are_refused(folders):
         brought_from([("One", "/a", ["b.png"])])
     with pytest.raises(BadInput, match="no pictures yet"):
         brought_from([])
+
+
+def test_more_models_than_the_form_has_rows_are_lines_of_text(do, folders, tmp_path):
+    copies = [tmp_path / f"copy-{number}" for number in range(4)]
+    for copy in copies:
+        shutil.copytree(folders / "one", copy)
+    further = f"Fifth = {copies[2]}\n\n  {folders / 'five'}  "
+    shutil.copytree(folders / "one", folders / "five")
+    four = [*rows(folders), *(("", str(copy), None) for copy in copies[:2])]
+    study = saved(do, None, brought_from(four, further), source="bring")
+    assert [model.label for model in study.plan.models] == ["One", "two", "copy-0", "copy-1", "Fifth", "five"]
+    # The form of that plan holds all of them, and gives back the same.
+    filled = form_of(do.studio, study)["folders"]
+    shown, lines = rows_and_lines(filled)
+    assert len(shown) == 4 and lines == f"Fifth = {copies[2]}\nfive = {folders / 'five'}"
+    again = brought_from([(label, folder, None) for label, folder in shown], lines)
+    assert [(each.label, str(each.place)) for each in again] == filled
+    for bad in (5, "a\0b"):
+        with pytest.raises(BadInput, match="one per line"):
+            brought_from(rows(folders), bad)
 
 
 def test_reading_folders_can_be_stopped(do, folders):

@@ -115,7 +115,7 @@ def test_bad_input_says_one_sentence_and_keeps_the_form(open_page, lists, tmp_pa
     fill(page, "bad", lists)
     page.locator("#bench-name").locator("input, textarea").fill("a/b")
     page.locator("#bench-start").click()
-    page.wait_for_selector("#bench-note .failed:has-text('needs a name')")
+    page.wait_for_selector("#bench-note .failed:has-text('A name may have at most 64')")
     page.locator("#bench-name").locator("input, textarea").fill("bad")
     set_number(page, "first", 0)
     page.wait_for_selector("#bench-outline:has-text('Prompts per list must be a whole number')")
