@@ -62,7 +62,7 @@ def draw(options: argparse.Namespace) -> Path:
     noise = torch.cat([policy.initial_noise(seed, height, width) for seed in seeds])
     sigmas = options.sigmas
     if options.shifted:
-        sigmas = shifted(sigmas, schedule_shift(policy, height, width))
+        sigmas = shifted(sigmas, schedule_shift(policy, height, width, options.steps))
     methods = grid_methods(options.d_sigmas)
     with torch.no_grad():
         original = policy.decode(x0)

@@ -9,7 +9,7 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from srpo.evaluation.recoveries import grid_methods, recover
+from srpo.evaluation.recoveries import grid_methods, recover, schedule_shift, shifted
 from srpo.evaluation.sampling import sample_images, sample_latents
 from srpo.flow.packing import flux2_image_ids, flux2_text_ids, pack
 from srpo.flow.schedule import flux2_mu
@@ -280,6 +280,14 @@ def test_recoveries_fill_the_grid_and_no_noise_gives_the_picture_back(policy):
     policy.velocity = lambda x_t, sigma, cond, guidance: (noise - x0).expand_as(x_t)
     exact = recover(policy, x0, noise, policy.encode_prompts(PROMPTS[:1]), sigmas, methods[1:])
     assert all(F.mse_loss(cell.x0, x0) < 1e-8 for cell in exact)
+
+
+def test_shifted_levels_lie_on_the_schedule_of_so_many_steps(policy):
+    for num_steps in (2, 5, 20):
+        shift = schedule_shift(policy, 64, 48, num_steps)
+        expected = policy.schedule(num_steps, 64, 48)[1:-1].tolist()
+        plain = [1 - index / num_steps for index in range(1, num_steps)]
+        assert shifted(plain, shift) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
