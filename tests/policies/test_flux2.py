@@ -184,8 +184,10 @@ def test_a_second_policy_keeps_the_firsts_kind_and_settings():
     cond = policy.encode_prompts(PROMPTS)
     difference = second.velocity(draw(), 0.5, cond, 1.0) - policy.velocity(draw(), 0.5, cond, 1.0)
     assert difference.abs().max() > 0.01
-    with pytest.raises(ValueError, match="must be a Flux2Transformer2DModel, not a FluxTransformer2DModel"):
-        policy.with_transformer(tiny_flux_pipeline().transformer)
+    first = FluxPolicy(tiny_flux_pipeline(), max_sequence_length=16)
+    for ours, theirs, said in ((policy, first, "must be 128, .* not 64"), (first, policy, "must be 64, .* not 128")):
+        with pytest.raises(ValueError, match=f"in_channels {said}"):
+            ours.with_transformer(theirs.transformer)
 
 
 # Which family a folder holds
