@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from srpo.policies import hub
 from srpo.policies.families import FLUX, FLUX2_KLEIN, KLEIN_LICENCES, OPEN, Family, is_flux1, klein_of
 from srpo.policies.lora_layouts import lora_alpha, to_kohya
 from srpo.runs import LORA_NAME, WEIGHTS_NAME, RunFolder
@@ -36,7 +37,7 @@ def forms_of(run: RunFolder) -> tuple[str, ...]:
     """The forms a run can take: a LoRA all of them, but kohya's is for FLUX.1; full weights only their own."""
     if not is_lora(run):
         return ("full",)
-    return ("lora", "kohya", "full") if is_flux1(run.config().get("model", "")) else ("lora", "full")
+    return ("lora", "kohya", "full") if _family(run.config().get("model", "")).kohya else ("lora", "full")
 
 
 def is_lora(run: RunFolder) -> bool:
@@ -84,7 +85,8 @@ def export(run: RunFolder, form: str, *, update: int | None = None, dtype: str =
 
 
 def _write_full(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) -> None:
-    base = Path(run.config()["model"]) / "transformer"
+    model = run.config()["model"]
+    base = (hub.downloaded(model) or Path(model)) / "transformer"
     if not (base / "config.json").is_file():
         raise ValueError(f"the base model's configuration is not at {base}: a full export needs it")
     (folder / "transformer").mkdir()
@@ -152,7 +154,7 @@ def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str
 
 def _family(base: str) -> Family:
     """The family of a base model; FLUX.1 for what is not here and is not called after another."""
-    return FLUX if is_flux1(base) and klein_of(base) is None else FLUX2_KLEIN
+    return FLUX if is_flux1(hub.downloaded(base) or base) and klein_of(base) is None else FLUX2_KLEIN
 
 
 def _licence(base: str) -> tuple[list[str], str, str]:
@@ -177,7 +179,7 @@ def _licence(base: str) -> tuple[list[str], str, str]:
 
 
 def _usage(run: RunFolder, form: str, base: str) -> str:
-    family = _family(str(run.config()["model"]))
+    family = _family(run.config()["model"])
     if form == "full":
         return (
             f"import torch\nfrom diffusers import {family.pipeline}, {family.transformer}\n\n"

@@ -20,6 +20,7 @@ from srpo.policies.checkpoints import load_transformer
 from srpo.policies.hub import local
 from srpo.policies.load import load_policy
 from srpo.policies.lora_extraction import Layer, extract
+from srpo.policies.sizes import MINIATURE_SIDE, MINIATURE_TOKENS
 from srpo.runs.atomic import write_file
 
 PROMPTS = ("a red ball on a beach", "a white house in the snow")
@@ -100,9 +101,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", help="of the comparison; may be given several times")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128, help="pixels per side of the compared pictures")
+    parser.add_argument("--size", type=int, default=MINIATURE_SIDE, help="pixels per side of the compared pictures")
     parser.add_argument("--guidance", type=float, default=3.5)
-    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--text-tokens", type=int, default=MINIATURE_TOKENS)
     options = parser.parse_args(arguments)
     options.prompt = options.prompt or list(PROMPTS)
     return options

@@ -19,10 +19,11 @@ from srpo.evaluation.shares import Mean
 from srpo.evaluation.sheets import png_texts, sheet
 from srpo.miniature import paths
 from srpo.miniature import recoveries as miniature
-from srpo.painting import numbers
+from srpo.painting import Base, Painter, Settings, numbers
 from srpo.policies.flux import FluxPolicy
-from srpo.policies.hub import local, require_weights
-from srpo.policies.load import load_policy, with_weights
+from srpo.policies.hub import require_weights
+from srpo.policies.load import with_weights
+from srpo.policies.sizes import native_side
 from srpo.rewards.base import image_tensor, to_pil
 from srpo.rewards.clip import ClipReward
 
@@ -47,12 +48,12 @@ def draw(options: argparse.Namespace) -> Path:
     """The sheet's file. Prints a line for every method and level: its errors, with intervals over several noises."""
     if options.weights is not None:
         require_weights(options.weights)
-    policy = load_policy(
-        local(options.model),
-        device=options.device,
-        dtype=torch.float32 if options.device == "cpu" else torch.bfloat16,
-        max_sequence_length=options.text_tokens,
-    )
+    base = Base(options.model, options.device, options.text_tokens)
+    options.text_tokens = base.max_sequence_length
+    options.size = options.size or (native_side(base.model),) * 2
+    painter = Painter(base, Settings(options.steps, options.guidance, *options.size))
+    painter.require_paintable([options.prompt])
+    policy = painter.policy
     if options.weights is not None:
         policy = with_weights(policy, options.weights)
     height, width = options.size
@@ -62,7 +63,7 @@ def draw(options: argparse.Namespace) -> Path:
     noise = torch.cat([policy.initial_noise(seed, height, width) for seed in seeds])
     sigmas = options.sigmas
     if options.shifted:
-        sigmas = shifted(sigmas, schedule_shift(policy, height, width))
+        sigmas = shifted(sigmas, schedule_shift(policy, height, width, options.steps))
     methods = grid_methods(options.d_sigmas)
     with torch.no_grad():
         original = policy.decode(x0)
@@ -121,8 +122,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="weights over it: a file, a folder or an id, a LoRA as FILE@0.8")
     parser.add_argument("--reward", type=Path, help="a CLIPModel folder, for distances in its eyes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--size", type=numbers(int, 2), default=(128, 128), metavar="H,W", help="in pixels")
+    parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")
+    size = "in pixels (default: what the model was trained for, 1024,1024 for FLUX)"
+    parser.add_argument("--size", type=numbers(int, 2), metavar="H,W", help=size)
     parser.add_argument("--sigmas", type=numbers(float), default=SIGMAS, metavar="S,S,...")
     parser.add_argument("--shifted", action="store_true", help="move the levels as the model's schedule does")
     parser.add_argument("--d-sigmas", type=numbers(float), default=D_SIGMAS, metavar="D,D,...")

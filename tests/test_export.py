@@ -172,6 +172,18 @@ def test_a_lora_of_flux_2_exports_whole_and_for_diffusers_and_its_card_loads_its
     assert "import Flux2KleinPipeline, Flux2Transformer2DModel" in card and "FluxPipeline" not in card
 
 
+def test_the_family_of_a_base_that_is_not_here_is_told_by_its_name(lora):
+    for base, forms in (
+        ("black-forest-labs/FLUX.2-klein-base-9B", ("lora", "full")),
+        ("black-forest-labs/FLUX.1-dev", ("lora", "kohya", "full")),
+    ):
+        lora.write_config(lora.config() | {"model": base})
+        assert forms_of(lora) == forms
+    lora.write_config(lora.config() | {"model": "black-forest-labs/FLUX.2-klein-base-9B"})
+    card = model_card(lora, "lora", None, "float32")
+    assert "license: other" in card and "FLUX Non-Commercial License" in card and "Flux2KleinPipeline" in card
+
+
 def draw_klein(pipe):
     return pipe(
         prompt="a red ball",

@@ -161,7 +161,7 @@ def test_srpo_weights_of_every_form_are_painted_with(run, weights, cache, tmp_pa
 
 def test_a_lora_takes_its_weight_and_a_pictures_name_tells_it(run, lora, flux_folder):
     _, _, out = run("a red ball", srpo=f"{lora}@0")
-    assert (pixels(out, "srpo-0") == pixels(out, flux_folder.name)).all()
+    assert np.abs(pixels(out, "srpo-0") - pixels(out, flux_folder.name)).max() <= 1
     _, _, out = run("a red ball", srpo=f"{lora}@0.5")
     run("a red ball", srpo=lora)
     base, half, whole = (pixels(out, side) for side in (flux_folder.name, "srpo-0-5", "srpo"))
@@ -214,13 +214,21 @@ def test_recoveries_take_the_same_names(capsys, cache, flux_folder, weights, lor
 
     plain, none, whole = sheet("plain"), sheet("none", "--weights", f"{lora}@0"), sheet("lora", "--weights", lora)
     assert [status for status, _ in (plain, none, whole)] == [0, 0, 0], capsys.readouterr().err
-    pictures = [np.asarray(Image.open(out)) for _, out in (plain, none, whole)]
-    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    pictures = [np.asarray(Image.open(out)).astype(int) for _, out in (plain, none, whole)]
+    near, far = (np.abs(pictures[0] - other).max() for other in pictures[1:])
+    assert near <= 1 < 10 < far  # of 255: two copies of the same weights may round a product otherwise
     put_into(cache, "tencent/SRPO", lambda folder: shutil.copyfile(weights, folder / WEIGHTS_NAME))
     assert sheet("id", "--weights", "tencent/SRPO")[0] == sheet("file", "--weights", weights)[0] == 0
     assert (tmp_path / "id.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
     capsys.readouterr()
-    for named, said in ((("--weights", "nobody/nothing"), "is not in"), (("--weights", "gone.safetensors"), "nothing")):
+    for named, said in (
+        (("--weights", "nobody/nothing"), "is not in"),
+        (("--weights", "gone.safetensors"), "nothing"),
+        (("--model", "nobody/nothing"), "is not in"),
+        (("--prompt", "x" * 600), "this model reads 512"),
+        (("--steps", "0"), "--steps must be 1 or more"),
+        (("--size", "30,32"), "multiples of 16"),
+    ):
         assert sheet("bad", *named)[0] == 2
         printed = capsys.readouterr().err
         assert printed.startswith("error: ") and said in printed and printed.count("\n") == 1

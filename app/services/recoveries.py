@@ -298,7 +298,8 @@ class _Grid:
 
         if not self.request.shifted:
             return self.request.sigmas
-        shift = schedule_shift(engine.base, self.request.height, self.request.width)
+        asked = self.request
+        shift = schedule_shift(engine.base, asked.height, asked.width, asked.steps)
         return tuple(shifted(self.request.sigmas, shift))
 
     def _original(

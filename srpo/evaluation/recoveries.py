@@ -147,13 +147,16 @@ def noisy_columns(
     return list(zip(x_t.split(count), velocity.split(count), strict=True))
 
 
-def schedule_shift(policy: Policy, height: int, width: int) -> float:
+def schedule_shift(policy: Policy, height: int, width: int, num_steps: int = 2) -> float:
     """The shift s of the policy's own schedule at that size in pixels, `shift_sigmas(., s)`.
 
-    It is read off the middle level, which is s / (1 + s).
+    It is read off a level near the middle: s sigma / (1 + (s - 1) sigma), for a sigma of the unshifted schedule.
+    num_steps: FLUX.2's shift depends on their number as well; FLUX.1's does not.
     """
-    middle = float(policy.schedule(2, height, width)[1])
-    return middle / (1 - middle)
+    steps = max(num_steps, 2)
+    index = steps // 2
+    level, sigma = float(policy.schedule(steps, height, width)[index]), 1 - index / steps
+    return level * (1 - sigma) / (sigma * (1 - level))
 
 
 def shifted(sigmas: Sequence[float], shift: float) -> list[float]:

@@ -4,13 +4,17 @@ Where diffusers has several layers, Black Forest Labs have one whose rows lie on
 attention, and in single blocks the MLP's input as well. The last adaLN's two halves, shift and scale, are the other
 way round. So each of diffusers' weights is a run of rows of one of theirs, or two, and can be read alone.
 
-Standard library only. Source of the names: black-forest-labs/flux `src/flux/modules/layers.py`.
+FLUX.2 has names of its own for some: all its blocks share their modulation, and diffusers keeps a single block's q, k,
+v and MLP in one layer too.
+
+Standard library only. Source of the names: black-forest-labs/flux `src/flux/modules/layers.py`, and of FLUX.2's
+black-forest-labs/flux2 `src/flux2/model.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 DOUBLE = {  # in transformer_blocks.N, by the name in double_blocks.N
@@ -49,8 +53,52 @@ OUTSIDE = {  # of the blocks
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
 }
 SWAPPED = "final_layer.adaLN_modulation.1"  # shift before scale there, scale before shift in diffusers
-BLOCKS = {"double_blocks": ("transformer_blocks", DOUBLE), "single_blocks": ("single_transformer_blocks", SINGLE)}
 MARK = "double_blocks.0.img_attn.qkv.weight"  # which every such file has, after its prefix
+
+
+class Names(NamedTuple):
+    """Tables of one family: diffusers' layers by Black Forest Labs' name, in the order of its rows."""
+
+    double: Mapping[str, tuple[str, ...]]
+    single: Mapping[str, tuple[str, ...]]
+    outside: Mapping[str, tuple[str, ...]]
+
+    @property
+    def blocks(self) -> dict[str, tuple[str, Mapping[str, tuple[str, ...]]]]:
+        """(diffusers' name of such blocks, the table of one), by theirs."""
+        return {
+            "double_blocks": ("transformer_blocks", self.double),
+            "single_blocks": ("single_transformer_blocks", self.single),
+        }
+
+
+FLUX1 = Names(DOUBLE, SINGLE, OUTSIDE)
+FLUX2 = Names(
+    double={
+        **{name: layers for name, layers in DOUBLE.items() if "_attn." in name},
+        "img_mlp.0": ("ff.linear_in",),
+        "img_mlp.2": ("ff.linear_out",),
+        "txt_mlp.0": ("ff_context.linear_in",),
+        "txt_mlp.2": ("ff_context.linear_out",),
+    },
+    single={
+        "linear1": ("attn.to_qkv_mlp_proj",),
+        "linear2": ("attn.to_out",),
+        "norm.query_norm": ("attn.norm_q",),
+        "norm.key_norm": ("attn.norm_k",),
+    },
+    outside={
+        **{name: OUTSIDE[name] for name in ("img_in", "txt_in", "final_layer.linear", SWAPPED)},
+        "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+        "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+        "guidance_in.in_layer": ("time_guidance_embed.guidance_embedder.linear_1",),
+        "guidance_in.out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+        "double_stream_modulation_img.lin": ("double_stream_modulation_img.linear",),
+        "double_stream_modulation_txt.lin": ("double_stream_modulation_txt.linear",),
+        "single_stream_modulation.lin": ("single_stream_modulation.linear",),
+    },
+)
+FLUX2_MARKS = ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear")  # theirs, and diffusers'
 
 
 class Rows(NamedTuple):
@@ -61,22 +109,27 @@ class Rows(NamedTuple):
     last: int
 
 
-def layers_of(name: str) -> tuple[str, ...]:
+def names_of(layers: Iterable[str]) -> Names:
+    """The tables for a file or a transformer with these layers, by either's names."""
+    return FLUX2 if any(layer in FLUX2_MARKS for layer in layers) else FLUX1
+
+
+def layers_of(name: str, names: Names = FLUX1) -> tuple[str, ...]:
     """diffusers' layers that this layer of Black Forest Labs holds, in the order of its rows; none for a foreign name.
 
     double_blocks.3.img_attn.qkv -> transformer_blocks.3.attn.to_q, ...to_k, ...to_v
     """
     match = re.fullmatch(r"(double_blocks|single_blocks)\.(\d+)\.(.+)", name)
     if match is None:
-        return OUTSIDE.get(name, ())
-    owner, table = BLOCKS[match[1]]
+        return names.outside.get(name, ())
+    owner, table = names.blocks[match[1]]
     return tuple(f"{owner}.{match[2]}.{layer}" for layer in table.get(match[3], ()))
 
 
-def names_in_blocks(numbers: Mapping[str, int]) -> Iterator[str]:
+def names_in_blocks(numbers: Mapping[str, int], names: Names = FLUX1) -> Iterator[str]:
     """Every layer's name, for so many "double_blocks" and "single_blocks"."""
-    yield from OUTSIDE
-    for blocks, (_, table) in BLOCKS.items():
+    yield from names.outside
+    for blocks, (_, table) in names.blocks.items():
         for number in range(numbers[blocks]):
             yield from (f"{blocks}.{number}.{name}" for name in table)
 
@@ -88,10 +141,11 @@ def rows_by_weight(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Row
     weight's, or a matrix that cannot be taken apart.
     """
     found: dict[str, tuple[Rows, ...]] = {}
+    names = names_of(name.rpartition(".")[0] for name in shapes)
     for name, shape in shapes.items():
         layer, _, kind = name.rpartition(".")
         kind = "weight" if kind == "scale" else kind
-        layers = layers_of(layer) if kind in ("weight", "bias") else ()
+        layers = layers_of(layer, names) if kind in ("weight", "bias") else ()
         if not layers or not shape:
             raise ValueError(f"it holds {name[:100]}, which is no weight of FLUX")
         if layer == SWAPPED:

@@ -98,11 +98,12 @@ def changes_of(adapters: Mapping[str, T], layers: Iterable[str]) -> list[Change[
 
 def _layers_by_name(layers: list[str]) -> dict[str, tuple[str, ...]]:
     """Every name that a file may call a module by, with underscores -> the layers that it means."""
+    theirs = bfl.names_of(layers)
     numbers = {
         blocks: len({layer.split(".")[1] for layer in layers if layer.startswith(f"{owner}.")})
-        for blocks, (owner, _) in bfl.BLOCKS.items()
+        for blocks, (owner, _) in theirs.blocks.items()
     }
-    names = {name.replace(".", "_"): bfl.layers_of(name) for name in bfl.names_in_blocks(numbers)}
+    names = {name.replace(".", "_"): bfl.layers_of(name, theirs) for name in bfl.names_in_blocks(numbers, theirs)}
     present = set(layers)
     fused = {name: owners for name, owners in names.items() if present.issuperset(owners)}
     return fused | {layer.replace(".", "_"): (layer,) for layer in layers}

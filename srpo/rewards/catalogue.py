@@ -139,7 +139,7 @@ _CARDS = (
         get="hf download MizzenAI/HPSv3 HPSv3.safetensors --local-dir models/HPSv3, "
         "hf download Qwen/Qwen2-VL-7B-Instruct config.json tokenizer.json tokenizer_config.json --local-dir "
         "models/HPSv3 and, for its instruction, pip install --no-deps --target models/HPSv3 hpsv3==1.0.0, "
-        "then name it hpsv3:models/HPSv3, on a GPU of 24 GB",
+        "then name it hpsv3:models/HPSv3; use a GPU, of which its weights take 17 GB",
         checked="the package hpsv3 1.0.0 over transformers 4.45 on the same random weights",
     ),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, GGUFQuantizationConfig
 from diffusers.loaders import single_file_model, single_file_utils
 from safetensors.torch import save_file
 
@@ -37,15 +37,16 @@ def wide_flux(seed: int = 0, width: int = 256) -> FluxTransformer2DModel:
         ).eval()
 
 
-def to_bfl(transformer: FluxTransformer2DModel, prefix: str = "") -> dict[str, torch.Tensor]:
+def to_bfl(transformer: FluxTransformer2DModel | Flux2Transformer2DModel, prefix: str = "") -> dict[str, torch.Tensor]:
     """Its weights under the names of Black Forest Labs."""
     ours = transformer.state_dict()
     numbers = {"double_blocks": len(transformer.transformer_blocks)}
     numbers["single_blocks"] = len(transformer.single_transformer_blocks)
     theirs = {}
-    for name in bfl.names_in_blocks(numbers):
+    names = bfl.names_of(name.rpartition(".")[0] for name in ours)
+    for name in bfl.names_in_blocks(numbers, names):
         for kind in ("weight", "bias"):
-            parts = [ours[f"{layer}.{kind}"] for layer in bfl.layers_of(name) if f"{layer}.{kind}" in ours]
+            parts = [ours[f"{layer}.{kind}"] for layer in bfl.layers_of(name, names) if f"{layer}.{kind}" in ours]
             if parts:
                 whole = torch.cat(parts)
                 if name == bfl.SWAPPED:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from srpo.evaluation.recoveries import grid_methods, recover
+from srpo.evaluation.recoveries import grid_methods, recover, schedule_shift, shifted
 from srpo.evaluation.sampling import sample_images, sample_latents
 from srpo.flow.packing import flux2_image_ids, flux2_text_ids, pack
 from srpo.flow.schedule import flux2_mu
@@ -21,6 +22,7 @@ from srpo.policies.load import load_policy
 from srpo.training.assemble import assemble
 from srpo.training.config import ValidationConfig
 from srpo.training.presets import studio
+from tests.policies.forms import save, to_bfl, to_fp8, write_gguf
 from tests.tiny import save_tiny_klein, tiny_flux_pipeline, tiny_klein_pipeline
 
 PROMPTS = ["a red ball on a beach", "a blue house in snow at sunset"]
@@ -182,8 +184,10 @@ def test_a_second_policy_keeps_the_firsts_kind_and_settings():
     cond = policy.encode_prompts(PROMPTS)
     difference = second.velocity(draw(), 0.5, cond, 1.0) - policy.velocity(draw(), 0.5, cond, 1.0)
     assert difference.abs().max() > 0.01
-    with pytest.raises(ValueError, match="must be a Flux2Transformer2DModel, not a FluxTransformer2DModel"):
-        policy.with_transformer(tiny_flux_pipeline().transformer)
+    first = FluxPolicy(tiny_flux_pipeline(), max_sequence_length=16)
+    for ours, theirs, said in ((policy, first, "must be 128, .* not 64"), (first, policy, "must be 64, .* not 128")):
+        with pytest.raises(ValueError, match=f"in_channels {said}"):
+            ours.with_transformer(theirs.transformer)
 
 
 # Which family a folder holds
@@ -227,6 +231,46 @@ def test_weights_are_saved_and_read_back_and_flux_1s_are_refused(policy, tmp_pat
         load_transformer(foreign, policy.transformer)
 
 
+@pytest.mark.parametrize("form", ["bfl", "comfyui", "fp8", "gguf"])
+def test_weights_of_every_published_form_are_read(policy, tmp_path, form):
+    tuned = tiny_klein_pipeline(seed=1).transformer
+    weights = to_bfl(tuned, "model.diffusion_model." if form == "comfyui" else "")
+    if form == "gguf":
+        file = write_gguf(weights, tmp_path / "klein.gguf", "Q8_0")
+    else:
+        file = save(to_fp8(weights, "scale_weight") if form == "fp8" else weights, tmp_path / "klein.safetensors")
+    read = policy.with_transformer(load_transformer(file, policy.transformer))
+    cond, x_t = policy.encode_prompts(PROMPTS), draw()
+    expected, base = (it.velocity(x_t, 0.5, cond, 1.0) for it in (policy.with_transformer(tuned), policy))
+    error = (read.velocity(x_t, 0.5, cond, 1.0) - expected).abs().max() / (base - expected).abs().max()
+    assert error <= {"fp8": 0.1, "gguf": 0.03}.get(form, 0)  # bit for bit where nothing is rounded
+
+
+def test_a_file_of_black_forest_labs_is_what_diffusers_makes_of_it(policy, tmp_path):
+    weights = to_bfl(tiny_klein_pipeline(seed=1).transformer)
+    theirs = convert_flux2_transformer_checkpoint_to_diffusers(dict(weights))
+    ours = load_transformer(save(weights, tmp_path / "klein.safetensors"), policy.transformer).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_lora_under_comfyuis_names_is_what_diffusers_makes_of_it(policy, tmp_path):
+    """q, k and v of a double block are one matrix there; of a single block they are one in diffusers too."""
+    generator, adapters = torch.Generator().manual_seed(0), {}
+    for name, out in (("double_blocks.0.img_attn.qkv", 96), ("single_blocks.0.linear1", 288), ("img_in", 32)):
+        inner = 128 if name == "img_in" else 32
+        adapters[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, inner, generator=generator)
+        adapters[f"diffusion_model.{name}.lora_B.weight"] = 0.2 * torch.randn(out, 4, generator=generator)
+    file = save(adapters, tmp_path / "lora.safetensors")
+    ours = policy.with_transformer(load_transformer(file, policy.transformer))
+    theirs = tiny_klein_pipeline()
+    theirs.load_lora_weights(str(file))
+    cond, x_t = policy.encode_prompts(PROMPTS), draw()
+    with torch.no_grad():
+        expected = Flux2KleinPolicy(theirs, max_sequence_length=TOKENS).velocity(x_t, 0.5, cond, 1.0)
+        torch.testing.assert_close(ours.velocity(x_t, 0.5, cond, 1.0), expected, rtol=1e-4, atol=1e-5)
+        assert (policy.velocity(x_t, 0.5, cond, 1.0) - expected).abs().max() > 0.01
+
+
 def test_recoveries_fill_the_grid_and_no_noise_gives_the_picture_back(policy):
     """Where the model's velocity is the true one, Direct-Align returns the clean latents."""
     _, x0 = sample_latents(policy, PROMPTS[:1], [3], num_steps=2, guidance=1.0, height=64, width=64)
@@ -238,6 +282,14 @@ def test_recoveries_fill_the_grid_and_no_noise_gives_the_picture_back(policy):
     policy.velocity = lambda x_t, sigma, cond, guidance: (noise - x0).expand_as(x_t)
     exact = recover(policy, x0, noise, policy.encode_prompts(PROMPTS[:1]), sigmas, methods[1:])
     assert all(F.mse_loss(cell.x0, x0) < 1e-8 for cell in exact)
+
+
+def test_shifted_levels_lie_on_the_schedule_of_so_many_steps(policy):
+    for num_steps in (2, 5, 20):
+        shift = schedule_shift(policy, 64, 48, num_steps)
+        expected = policy.schedule(num_steps, 64, 48)[1:-1].tolist()
+        plain = [1 - index / num_steps for index in range(1, num_steps)]
+        assert shifted(plain, shift) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])

@@ -15,13 +15,15 @@ import torch
 
 from srpo.policies import hub
 from srpo.policies.checkpoints import load_transformer
+from srpo.policies.load import load_policy
 from srpo.policies.places import find
 from tests.policies.forms import wide_flux
 from tests.policies.hub_server import COMMIT, Hub, Repository, running
-from tests.tiny import save_tiny_flux, tiny_flux_pipeline
+from tests.tiny import save_tiny_flux, save_tiny_klein, tiny_flux_pipeline, tiny_klein_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FLUX, SRPO, QUANTISED = "black-forest-labs/FLUX.1-dev", "tencent/SRPO", "wikeeyang/SRPO-Refine-Quantized-v1.0"
+KLEIN = "black-forest-labs/FLUX.2-klein-4B"
 GATED = "accept its licence on huggingface.co/black-forest-labs/FLUX.1-dev"
 
 
@@ -45,6 +47,7 @@ def published(tmp_path_factory):
     weights = (folder / "srpo" / "diffusion_pytorch_model.safetensors").read_bytes()
     return {
         FLUX: flux | beside,
+        KLEIN: contents(save_tiny_klein(folder / "klein")) | {"flux-2-klein-4b.safetensors": bytes(10**6)},
         SRPO: {
             "diffusion_pytorch_model.safetensors": weights,
             "README.md": b"# SRPO",
@@ -121,6 +124,17 @@ def test_a_pipeline_is_fetched_without_the_second_copy_of_its_weights(served, ca
 
     ours = FluxPolicy.from_pretrained(hub.local(FLUX)).transformer.state_dict()
     assert all(torch.equal(it, ours[name]) for name, it in tiny_flux_pipeline().transformer.state_dict().items())
+
+
+def test_a_second_family_is_fetched_with_its_chat_template_and_loaded_by_its_id(served, cache):
+    with pytest.raises(ValueError, match=rf"FLUX\.2-klein-4B is not in {cache}; download it first"):
+        load_policy(KLEIN)
+    status, folder, said = run(served, cache, KLEIN)
+    assert status == 0, said
+    names = set(contents(Path(folder)))
+    assert "tokenizer/chat_template.jinja" in names and "flux-2-klein-4b.safetensors" not in names
+    ours, theirs = load_policy(KLEIN).encode_prompts(["a red ball"]), tiny_klein_pipeline()
+    assert torch.allclose(ours.prompt_embeds, theirs.encode_prompt("a red ball")[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
