@@ -22,6 +22,9 @@ class Page(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> Any:
         """What the handler is given. gr.Error, one sentence, for values that the components cannot read."""
         try:
+            for part, value in zip(block_fn.inputs, inputs, strict=False):
+                if isinstance(part, gr.Dropdown) and not _is_choice(value, part.multiselect):
+                    raise ValueError(f"no choice of {part.elem_id}")  # with values of one's own it takes any type
             return await super().preprocess_data(block_fn, inputs, *arguments, **more)
         except Exception as error:
             # A component's own words about a number out of bounds help; what repeats the value could be markup.
@@ -29,6 +32,12 @@ class Page(gr.Blocks):
             log.info("A request for %s was refused: %s", block_fn.api_name, type(error).__name__)
             said = words if words and not set(words) & set("<>&") else UNREADABLE
             raise gr.Error(said, print_exception=False) from None
+
+
+def _is_choice(value: Any, several: bool | None) -> bool:
+    """Whether it has the form of what one can choose: a word or a number, or where several can be chosen, a list."""
+    values = value if several and isinstance(value, list) else [value]
+    return all(one is None or isinstance(one, str | int | float) for one in values)
 
 
 def told(event: gr.EventData, name: str) -> Any:
