@@ -21,6 +21,7 @@ import pytest
 from tests.app.serving import PATIENCE_S, served
 
 SEED = 7
+PAGE = "page"  # of one visitor: what Gradio keeps of each, 0.8 MB, is bounded by the number of sessions
 PAYLOADS_EACH = 1  # of those below, for each event in the default suite
 MAX_GROWTH = 150 * 2**20  # bytes of resident memory, over all requests but each event's first
 LARGE = "a red ball " * 95_000  # 1 MB
@@ -151,8 +152,8 @@ def fuzz(target, each):
     file = uploaded(target)
     ready(target)
     events = [event for event in target.config["dependencies"] if event["backend_fn"]]
-    for number, event in enumerate(events):  # what is imported or opened once is none of what may grow
-        call(target, event, [None] * len(event["inputs"]), f"first-{number}")
+    for event in events:  # what is imported or opened once is none of what may grow
+        call(target, event, [None] * len(event["inputs"]), PAGE)
     before, asked, defects = memory_of(target.process), 0, []
     for event in events:
         found = list(payloads(random_, usual(target, event), (file, [file])))
@@ -160,7 +161,7 @@ def fuzz(target, each):
         found = found[1:] if event["queue"] else found
         for values in found if each is None else random_.sample(found, min(each, len(found))):
             event_data = random_.choice((None, {}, [], "x", 5, {"index": 0, "value": None}, {"seed": [], "level": {}}))
-            status, text = call(target, event, values, f"fuzz-{asked}", event_data)
+            status, text = call(target, event, values, PAGE, event_data)
             asked += 1
             if leak := next((leak for leak in LEAKS if leak in text), None):
                 defects.append((event["api_name"], str(values)[:200], event_data, status, leak, text[:300]))
@@ -169,7 +170,6 @@ def fuzz(target, each):
     assert target.process.poll() is None
     assert "Traceback" not in log, log[log.index("Traceback") - 500 : log.index("Traceback") + 4000]
     assert growth < MAX_GROWTH, f"{growth / 2**20:.0f} MB more after {asked} requests"
-    print(target.kind, asked, growth / 2**20)
 
 
 SPOTS = ("{}", "gradio_api/file={}", "file={}", "gradio_api/file/{}", "vote/{}", "vote/files/{}", "vote/x/pictures/{}")
