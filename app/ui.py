@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import theme
+from app.blocks import Page
 from app.owners import owners_see, reserved
 from app.services.public import OWN_S
 from app.services.studio import Studio
@@ -33,7 +34,7 @@ TO_GUIDE = 'element.querySelector("#to-guide").addEventListener("click", () => t
 
 def build(studio: Studio) -> gr.Blocks:
     """The page over these services. Loads no model."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         masthead = gr.HTML(MASTHEAD, js_on_load=TO_GUIDE, apply_default_css=False)
         if studio.limits is not None:
             own = f", and {OWN_S / 60:.0f} for each who signs in" if studio.options.can_sign_in else ""

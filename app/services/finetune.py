@@ -289,10 +289,7 @@ class FineTune:
 
     def planned(self, name: str) -> int:
         """How many updates the run is to have."""
-        try:
-            return int(self._run(name).config()["updates"])
-        except ValueError as error:
-            raise BadInput(sentence(error)) from None
+        return int(self._written_settings(name)["updates"])
 
     def what_deleting_takes(self, name: str) -> str:
         """The question before a run is deleted."""
@@ -320,10 +317,7 @@ class FineTune:
 
     def settings_like(self, name: str) -> tuple[str, dict[str, Any]]:
         """(the nearest preset, every setting of the run), for a form that is to start one like it."""
-        try:
-            settings = dict(flat(self._run(name).config()))
-        except ValueError as error:
-            raise BadInput(sentence(error)) from None
+        settings = self._written_settings(name)
 
         def distance(preset: Preset) -> int:
             return sum(settings.get(key) != value for key, value in preset.settings.items())
@@ -390,6 +384,16 @@ class FineTune:
             return self.book.reader(name).run
         except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
+
+    def _written_settings(self, name: str) -> dict[str, Any]:
+        """Every setting of the run by its dotted name. BadInput where they cannot be read, or are not whole."""
+        try:
+            settings = dict(flat(self._run(name).config()))
+        except ValueError as error:
+            raise BadInput(sentence(error)) from None
+        if lacking := next((key for key in ("prompts", "updates") if key not in settings), None):
+            raise BadInput(f"The settings of the run {name} lack {lacking!r}: its config.json is not one of ours.")
+        return settings
 
     def _changes(self, run: RunFolder) -> list[str]:
         """What is not as it was when the run began; nothing of a run that never has, which is refused as such."""

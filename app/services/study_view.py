@@ -121,7 +121,7 @@ class StudyBook:
 
     def study(self, identity: str | None) -> Study:
         """BadInput where there is none of that name."""
-        if not identity:
+        if not isinstance(identity, str) or not identity:
             raise BadInput("No study is shown: choose one from the list.")
         return asked(lambda: self.store.study(identity))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.grid_table import grid_table, grid_value
 from app.components.note import note_html
 from app.components.stage import error_value, stage, stage_value, voted
@@ -122,11 +123,11 @@ class Handlers:
 
     def vote(self, session: Session, event: gr.EventData) -> dict[str, Any]:
         """What the stage says once an answer to "Which is better?" is stored, or why it is not."""
+        pair = told(event, "pair")
         try:
-            raw = {"pair": event.pair, "answer": event.answer}
-            return voted(event.pair, quick_vote(self.studio, session.offers, raw))
+            return voted(pair, quick_vote(self.studio, session.offers, {"pair": pair, "answer": told(event, "answer")}))
         except ValueError as error:
-            return voted(event.pair, str(error), stored=False)
+            return voted(pair, str(error), stored=False)
 
     def ready(self, request: gr.Request) -> tuple:
         """(Generate, Stop) given back, unless the page is at work: a start that was refused ends before the work."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.curves import curves, curves_value
 from app.components.film import film, film_value
 from app.components.grid_table import grid_table, samples_value
@@ -121,9 +122,9 @@ class Handlers:
         pace_s = FIRST_LOOKS_S if watching.awaits_first_point else LOOKS_S
         return *live, gr.Timer(pace_s) if watching.is_new("pace", pace_s) else gr.skip()
 
-    def turned(self, chosen: gr.SelectData) -> Any:
+    def turned(self, event: gr.EventData) -> Any:
         """The timer, which stands while another tab is read."""
-        return gr.Timer(active=chosen.value == LABEL)
+        return gr.Timer(active=told(event, "value") == LABEL)
 
     def choose(self, watching: Watching, chosen: str | None) -> tuple:
         """(note, then LIVE): the run that the visitor has picked."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.curves import curves, curves_value
 from app.components.guide import figure_value, guide_figure, not_now_value, stale_value, steps
 from app.components.stage import error_value
@@ -125,8 +126,8 @@ class Handlers:
 
     def choose(self, subject: Subject, event: gr.EventData) -> tuple:
         """(subject, the figures of steps 2 to 4): another of the six pictures goes on."""
-        seed = (event._data or {}).get("seed")
-        if seed not in subject.request.seeds or seed == subject.seed:
+        seed = told(event, "seed")
+        if not isinstance(seed, int) or seed not in subject.request.seeds or seed == subject.seed:
             return (gr.skip(),) * 4
         chosen = Subject(subject.request, seed)
         return chosen, *_stale(chosen)

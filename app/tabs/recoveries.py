@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.curves import curves, curves_value
 from app.components.note import note_html
 from app.components.recovery_film import film_value, recovery_film
@@ -167,7 +168,8 @@ class Handlers:
 
     def choose_cell(self, event: gr.EventData) -> tuple:
         """(level, model) of the cell that the grid was asked about."""
-        return event.level, event.model
+        cell = told(event, "level"), told(event, "model")
+        return cell if all(isinstance(place, int) for place in cell) else (gr.skip(),) * 2
 
     def model_choices(self) -> tuple:
         """(painter, models) pickers with every run that has finished by now."""

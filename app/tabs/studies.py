@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.grid_table import grid_table, strip_value
 from app.components.note import note_html
 from app.components.stage import error_value
@@ -146,12 +147,12 @@ class Handlers:
 
     def choose(self, looking: Looking, event: gr.EventData) -> tuple:
         """(note, then PANES): the study that was pressed in the list."""
-        looking.study, looking.step, looking.is_editing = event.study, None, False
+        looking.study, looking.step, looking.is_editing = told(event, "study"), None, False
         return self._said(looking, lambda: "")
 
     def choose_step(self, looking: Looking, event: gr.EventData) -> tuple:
         """(note, then PANES): another step of the study."""
-        looking.step, looking.is_editing = event.step, False
+        looking.step, looking.is_editing = told(event, "step"), False
         return self._said(looking, lambda: "")
 
     def choose_votes(self, looking: Looking, which: str) -> tuple:
@@ -245,9 +246,9 @@ class Handlers:
         except ValueError as error:
             return note_html(str(error), "failed"), *NOTHING_NEW._replace(timer=gr.Timer(active=False))
 
-    def left(self, event: gr.SelectData) -> Any:
+    def left(self, event: gr.EventData) -> Any:
         """The timer, which rests while another tab is shown."""
-        return gr.skip() if event.value == TITLE else gr.Timer(active=False)
+        return gr.skip() if told(event, "value") == TITLE else gr.Timer(active=False)
 
     # Planning
 

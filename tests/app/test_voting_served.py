@@ -88,7 +88,9 @@ def test_votes_outlive_the_machine_when_the_app_is_asked_to_stop(options, tmp_pa
     assert sum(line["table"] == "votes" for line in hub.journals()) == 2  # the app has ended, and well
     assert TOKEN not in (tmp_path / "first.txt").read_text()
 
-    with served(second, tmp_path / "second.txt", program, **online) as (address, _):
+    # A Space is told by its variables alone.
+    space = online | {"SPACE_ID": "owner/studio", "SRPO_OPTIONS": "--votes-dataset owner/votes"}
+    with served(second, tmp_path / "second.txt", **space) as (address, _):
         while (found := post(address, f"{study.id}/study"))[0] == 503:
             assert "on their way back from the Hub" in found[1]["sentence"]
         assert found[0] == 200 and found[1]["open"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.hub import HubHandler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,32 +52,21 @@ class Hub:
 def running(hub: Hub) -> Iterator[Hub]:
     """The hub while it answers."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
-
-        def _answer(self, *, with_body: bool) -> None:
+    class Handler(HubHandler):
+        def answer(self) -> None:
             path = self.path.partition("?")[0]
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
             match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?", path)
             if match:
                 self._list(match[1], as_tree=match[2] == "tree")
             elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-                self._file(match[1], match[2], with_body)
+                self._file(match[1], match[2])
             else:
-                self._send(404, b"{}")
+                self.send(404, b"{}")
 
         def _list(self, name: str, *, as_tree: bool) -> None:
             if (repository := hub.repositories.get(name)) is None:
-                self._send(404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+                self.send(404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
                 return
             sizes = {path: len(content) for path, content in repository.files.items()}
             if as_tree:
@@ -88,14 +77,14 @@ def running(hub: Hub) -> Iterator[Hub]:
             else:
                 siblings = [{"rfilename": path, "size": size} for path, size in sizes.items()]
                 listed = {"id": name, "sha": COMMIT, "siblings": siblings, "gated": repository.gated}
-            self._send(200, json.dumps(listed).encode())
+            self.send(200, json.dumps(listed).encode())
 
-        def _file(self, name: str, path: str, with_body: bool) -> None:
+        def _file(self, name: str, path: str) -> None:
             repository = hub.repositories[name]
             given = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
             if repository.gated and given != repository.token:
                 status = 401 if given is None else 403
-                self._send(status, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+                self.send(status, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
                 return
             content = repository.files[path]
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(content)}"', "Accept-Ranges": "bytes"}
@@ -103,37 +92,23 @@ def running(hub: Hub) -> Iterator[Hub]:
             first = int(wanted[1]) if wanted else 0
             if wanted:
                 headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            if not with_body:
-                self._send(200, b"", {**headers, "Content-Length": str(len(content))})
+            if self.command == "HEAD":
+                self.send(200, content, headers)
                 return
             time.sleep(hub.wait_s)
             last = repository.cut_after.get(path)
             if last is None:
-                self._send(206 if wanted else 200, content[first:], headers)
+                self.send(206 if wanted else 200, content[first:], headers)
                 return
             if not hub.is_broken:
                 del repository.cut_after[path]
-            self._send(
+            self.send(
                 206 if wanted else 200, content[first:last], {**headers, "Content-Length": str(len(content) - first)}
             )
             self.close_connection = True
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Handler) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _etag(content: bytes) -> str:

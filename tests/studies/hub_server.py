@@ -4,11 +4,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.hub import HubHandler, serving
 
 TOKEN = "hf_of_these_tests"
 
@@ -40,21 +40,7 @@ def hub_server():
     """A HubServer that answers for as long as the block runs."""
     hub = HubServer()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments):
-            pass
-
-        def do_HEAD(self):
-            self.answer("HEAD")
-
-        def do_GET(self):
-            self.answer("GET")
-
-        def do_POST(self):
-            self.answer("POST")
-
+    class Handler(HubHandler):
         def body(self):
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):
                 return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -65,7 +51,8 @@ def hub_server():
             self.rfile.readline()
             return b"".join(parts)
 
-        def answer(self, method):
+        def answer(self):
+            method = self.command
             body, path = self.body(), unquote(urlsplit(self.path).path)
             if hub.fails:
                 return self.send(500, b"{}")
@@ -114,22 +101,5 @@ def hub_server():
             hub.strangers.append(f"{method} {path}")
             return self.send(404, b"{}")
 
-        def send(self, status, data, heads=()):
-            self.send_response(status)
-            for name, value in dict(heads).items():
-                self.send_header(name, value)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
