@@ -346,6 +346,25 @@ def test_compiling_is_regional_shared_by_all_and_seen(folder, others):
         require_alike([base, plain])
 
 
+@pytest.mark.slow
+def test_compiled_blocks_draw_nearly_what_eager_ones_draw_and_the_same_in_every_swap(folder, others):
+    """Compiling takes a compiler of C++ and half a minute; it may move roundings, and nothing else."""
+    drawn = {}
+    for compiles in (False, True):
+        for placement in WITHOUT_LOSS[:3]:
+            base = FluxPolicy.from_pretrained(folder, dtype=torch.float32, max_sequence_length=16)
+            models = residency.residency(base, placement, Acceleration(compiles=compiles), CPU)
+            other = models.load(others[0])
+            drawn[compiles, placement.form] = picture(base), picture(other), picture(base)
+    for compiles in (False, True):
+        for form in (DIFFERENCE, PINNED):
+            pairs = zip(drawn[compiles, form], drawn[compiles, ""], strict=True)
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs), (compiles, form)
+    for eager, compiled in zip(drawn[False, ""], drawn[True, ""], strict=True):
+        assert (eager - compiled).abs().max() < 1e-3
+    assert (drawn[True, ""][0] - drawn[True, ""][1]).abs().max() > 0.01  # two models
+
+
 def test_the_kernels_that_are_here_can_be_chosen_and_others_are_named():
     chosen = choose_acceleration(False, "auto", CPU, Placement(RESIDENT))
     assert chosen == Acceleration(False, "native")
