@@ -242,13 +242,13 @@ def test_the_memory_mode_is_told_with_its_reason_and_can_be_changed(open_page, k
     told.filter(has_text="Memory: resident. Two transformers, text encoders and VAE fit:").wait_for()
     try:
         choose_memory(page, "Layer by layer", "offload. It was asked for;")
-        generate(page, steps=2)
-        wait_for(page, "done")
-        page.locator("#memory-panel").scroll_into_view_if_needed()
+        page.wait_for_selector("#status .ready")
         settle(page)
         keep(page, f"memory-{width}-{scheme}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(FAINT_TEXT) == []
+        generate(page, steps=2)
+        wait_for(page, "done")
         choose_memory(page, "Rounded to 8 or 4 bits", "quantized (Q8_0)")
         page.locator("#generate").click()
         page.locator(".stage", has_text="With --memory quantized all weights are rounded").wait_for()

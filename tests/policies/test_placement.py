@@ -223,6 +223,15 @@ def test_pictures_are_the_same_to_the_bit_in_whatever_order_models_are_called(fo
         assert torch.equal(picture(policies[number]), resident[number])
 
 
+def test_float32_weights_used_where_they_lie_in_a_file_draw_the_same_in_every_mode(folder, others):
+    """In a file they begin anywhere, and the CPU's order of summing depends on that."""
+    drawn = []
+    for placement in WITHOUT_LOSS:
+        models = models_in(folder, placement, torch.float32)
+        drawn.append([picture(policy) for policy in (models.base, models.load(others[0]))])
+    assert all(torch.equal(ours, theirs) for one in drawn[1:] for ours, theirs in zip(one, drawn[0], strict=True))
+
+
 @pytest.mark.parametrize("placement", WITHOUT_LOSS[1:3], ids=lambda placement: placement.form)
 def test_a_swap_exchanges_the_tensors_of_one_set_and_is_timed(folder, others, placement):
     models = models_in(folder, placement)
