@@ -15,7 +15,7 @@ from PIL import Image
 
 from app import plots
 from app.curves import Chart
-from app.services.compare import facts_of, narrate, prepare
+from app.services.compare import facts_of, narrate, prepare, require_comparable
 from app.services.device import StopFlag, Stopped
 from app.services.lending import by_the_call
 from app.services.models import Model
@@ -184,6 +184,7 @@ def recoveries(
     work. After `stop` is set nothing more is computed, and the last snapshot has a sheet of what there is.
     """
     models = tuple(studio.catalogue.find(name) for name in request.models)
+    require_comparable(studio, models)
     names = tuple(model.label for model in models)
     if len(set(names)) < len(names):
         raise BadInput("Both models have the same name: choose two different ones.")

@@ -50,7 +50,7 @@ MEMORY_MODES = [
     ("Automatic, by free memory", "auto"),
     ("Both on the device", "resident"),
     ("One on the device, swapped", "swap"),
-    ("Layer by layer, from the machine’s memory", "offload"),
+    ("Layer by layer, from outside", "offload"),
     ("Rounded to 8 or 4 bits: single pictures alone", "quantized"),
 ]
 LORA_WEIGHTS = -1.0, 2.0  # what the slider offers; a path may say more
@@ -189,12 +189,13 @@ class Handlers:
         return note_html(status.message, status.phase), gr.Timer(active=status.phase != "ready")
 
     def rearrange(self, memory: object) -> tuple:
-        """(what was refused, or nothing; the timer that tells how far the models are)."""
+        """(what was refused, or nothing; the line about the models; the timer that tells how far they are)."""
         try:
             self.studio.rearrange(str(memory))
         except BadInput as error:
-            return note_html(str(error), "failed"), gr.skip()
-        return "", gr.Timer(active=True)
+            return note_html(str(error), "failed"), gr.skip(), gr.skip()
+        # However short the loading: the line changes, and once more when the models are there.
+        return "", note_html("Loading models …", "loading"), gr.Timer(active=True)
 
     def arrangement(self) -> tuple:
         """(the memory mode as it was asked for, what was picked and why)."""
@@ -418,7 +419,7 @@ def build(studio: Studio) -> tuple[gr.Dropdown, gr.Dropdown]:
         gr.on([left.change, right.change, page.load], do.weight_of, [left, right], lora_weight, **follow)
         lora_weight.input(do.weigh, [lora_weight, left, right], [left, right], **follow)
     if options.local_paths:
-        memory.input(do.rearrange, memory, [refused, timer], **press)
+        memory.input(do.rearrange, memory, [refused, status, timer], **press)
     looks = [status.change, memory_panel.expand, refused.change, page.load]
     gr.on(looks, do.arrangement, outputs=[memory, arranged], **follow)
     num_seeds.change(do.cost, num_seeds, generate, **follow)

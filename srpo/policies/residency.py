@@ -25,6 +25,8 @@ from srpo.policies.difference import Difference
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.placement import DIFFERENCE, OFFLOAD, PINNED, QUANTIZED, Memory, Placement, difference_bytes
 
+ALIGNMENT = 64  # bytes, of torch's memory on the CPU; that of a GPU is coarser
+
 
 class Residency:
     """All transformers beside one another on the base's device."""
@@ -33,6 +35,7 @@ class Residency:
         """base: its parts lie where the mode wants them; its transformer is run as `acceleration` says from now on."""
         self.base, self.acceleration = base, acceleration
         self.change_seconds: float | None = None  # what the last change of model took; None before the first
+        _align(base.transformer)
         acceleration.apply(base.transformer)
 
     @property
@@ -63,7 +66,8 @@ class _Turns(Residency):
     def __init__(self, base: FluxPolicy, acceleration: Acceleration) -> None:
         super().__init__(base, acceleration)
         self._lock = threading.RLock()
-        self._weights = _contiguous(base.transformer)  # on the device; what they are changes
+        # On the device; what they are changes.
+        self._weights = {name: weight.detach() for name, weight in base.transformer.state_dict().items()}
         base.staged = partial(self._holding, base.transformer)
 
     def load(self, place: Path, weight: float = 1.0) -> FluxPolicy:
@@ -276,11 +280,15 @@ def _offload(module: torch.nn.Module, device: torch.device, **settings: object) 
     apply_group_offloading(module, onload_device=device, offload_device=torch.device("cpu"), **settings)
 
 
-def _contiguous(transformer: FluxTransformer2DModel) -> dict[str, Tensor]:
-    """The weights themselves by name, in memory without gaps."""
+def _align(transformer: FluxTransformer2DModel) -> None:
+    """Puts every weight where torch would put a new one, without gaps.
+
+    A file's numbers are used where they lie in it, and on the CPU sums are taken in another order there: the same
+    weights in other memory would draw another last bit.
+    """
     for weight in transformer.parameters():
-        weight.data = weight.data.contiguous()
-    return {name: weight.detach() for name, weight in transformer.state_dict().items()}
+        if weight.data_ptr() % ALIGNMENT or not weight.is_contiguous():
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
 
 
 def _point(transformer: FluxTransformer2DModel, weights: dict[str, Tensor]) -> None:

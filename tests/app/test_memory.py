@@ -244,8 +244,8 @@ def test_another_mode_can_be_chosen_while_the_app_runs_and_draws_the_same(studio
     other = ready(unloaded())
     do = CompareHandlers(other)
     assert do.arrangement()[0]["value"] == AUTO and "Memory: resident" in do.arrangement()[1]
-    refused, timer = do.rearrange(SWAP)
-    assert refused == "" and timer.active
+    refused, status, timer = do.rearrange(SWAP)
+    assert refused == "" and "Loading models" in status and timer.active
     other._thread.join(PATIENCE_S)
     assert do.arrangement()[0]["value"] == SWAP and "Memory: swap (difference)" in do.arrangement()[1]
     assert pixels(drawn(other)[-1]) == expected

@@ -226,6 +226,36 @@ def test_the_models_being_ready_does_not_bring_back_the_count_of_an_earlier_prom
     assert count.is_visible()
 
 
+def choose_memory(page, label, mode):
+    """Picks a memory mode and waits until the models are there in it."""
+    page.locator("#memory input").click()
+    page.get_by_role("option", name=label).click()
+    page.locator("#arranged", has_text=f"Memory: {mode}").wait_for()
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1440, 900, "light"), (390, 844, "dark")])
+def test_the_memory_mode_is_told_with_its_reason_and_can_be_changed(open_page, keep, width, height, scheme):
+    page = open_page(width, height, scheme)
+    page.wait_for_selector("#status .ready")
+    open_panel(page, page.locator("#memory-panel > button"), page.locator("#memory input"))
+    told = page.locator("#arranged")
+    told.filter(has_text="Memory: resident. Two transformers, text encoders and VAE fit:").wait_for()
+    try:
+        choose_memory(page, "Layer by layer", "offload. It was asked for;")
+        page.wait_for_selector("#status .ready")
+        settle(page)
+        keep(page, f"memory-{width}-{scheme}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(FAINT_TEXT) == []
+        generate(page, steps=2)
+        wait_for(page, "done")
+        choose_memory(page, "Rounded to 8 or 4 bits", "quantized (Q8_0)")
+        page.locator("#generate").click()
+        page.locator(".stage", has_text="With --memory quantized all weights are rounded").wait_for()
+    finally:  # the app is the other tests' too
+        choose_memory(page, "Automatic", "resident. Two transformers")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_text_stands_out_and_nothing_is_wider_than_the_screen(open_page, keep, width, height, scheme):

@@ -223,6 +223,15 @@ def test_pictures_are_the_same_to_the_bit_in_whatever_order_models_are_called(fo
         assert torch.equal(picture(policies[number]), resident[number])
 
 
+def test_float32_weights_used_where_they_lie_in_a_file_draw_the_same_in_every_mode(folder, others):
+    """In a file they begin anywhere, and the CPU's order of summing depends on that."""
+    drawn = []
+    for placement in WITHOUT_LOSS:
+        models = models_in(folder, placement, torch.float32)
+        drawn.append([picture(policy) for policy in (models.base, models.load(others[0]))])
+    assert all(torch.equal(ours, theirs) for one in drawn[1:] for ours, theirs in zip(one, drawn[0], strict=True))
+
+
 @pytest.mark.parametrize("placement", WITHOUT_LOSS[1:3], ids=lambda placement: placement.form)
 def test_a_swap_exchanges_the_tensors_of_one_set_and_is_timed(folder, others, placement):
     models = models_in(folder, placement)
@@ -344,6 +353,25 @@ def test_compiling_is_regional_shared_by_all_and_seen(folder, others):
     plain = FluxPolicy.from_pretrained(folder, max_sequence_length=16)
     with pytest.raises(RuntimeError, match="run in different ways"):
         require_alike([base, plain])
+
+
+@pytest.mark.slow
+def test_compiled_blocks_draw_nearly_what_eager_ones_draw_and_the_same_in_every_swap(folder, others):
+    """Compiling takes a compiler of C++ and half a minute; it may move roundings, and nothing else."""
+    drawn = {}
+    for compiles in (False, True):
+        for placement in WITHOUT_LOSS[:3]:
+            base = FluxPolicy.from_pretrained(folder, dtype=torch.float32, max_sequence_length=16)
+            models = residency.residency(base, placement, Acceleration(compiles=compiles), CPU)
+            other = models.load(others[0])
+            drawn[compiles, placement.form] = picture(base), picture(other), picture(base)
+    for compiles in (False, True):
+        for form in (DIFFERENCE, PINNED):
+            pairs = zip(drawn[compiles, form], drawn[compiles, ""], strict=True)
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs), (compiles, form)
+    for eager, compiled in zip(drawn[False, ""], drawn[True, ""], strict=True):
+        assert (eager - compiled).abs().max() < 1e-3
+    assert (drawn[True, ""][0] - drawn[True, ""][1]).abs().max() > 0.01  # two models
 
 
 def test_the_kernels_that_are_here_can_be_chosen_and_others_are_named():
