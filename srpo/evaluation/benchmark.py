@@ -27,9 +27,9 @@ BOUNDS = {"judge": (0.0, 1.0)}  # of scores that have any, by their kind: no int
 TABLE_1 = ("aesthetic-v2.5", "pickscore", "imagereward", "hpsv2.1")
 SHEET_HEADS = ("kind", "reward", "style", "model", "than", "mean", "low", "high", "chunk_std", "pictures", "prompts")
 TABLE_1_NOTE = (
-    "Of the columns of Table 1 in the paper of SRPO (arXiv 2509.06942), GenEval is not measured here and the human ones "
-    "need people; its HPSv2.1 is a cosine, a hundredth of ours. Published figures differ with their settings: compare "
-    "only what stands in one table."
+    "Of the columns of Table 1 in the paper of SRPO (arXiv 2509.06942), GenEval is not measured here and the human "
+    "ones need people; its HPSv2.1 is a cosine, a hundredth of ours. Published figures differ with their settings: "
+    "compare only what stands in one table."
 )
 
 
