@@ -156,7 +156,7 @@ class Hub:
         The dataset is made where it is missing.
         """
         self._private_dataset()
-        until_us = time.time_ns() // 1000
+        until_us = self._store.settled_us()
         fresh = list(self._changes())
         journal = self._root / JOURNALS / self._name
         if fresh:

@@ -432,13 +432,12 @@ class Store:
                 "right_model": one_line("A model's name", MAX_TEXT_CHARACTERS)(vote.right),
                 "answer": vote.answer,
                 "facts": facts,
-                "at_us": _now_us(),
             }
         except ValueError as error:
             raise Refused(str(error)) from None
         dialect = sqlite if self._engines.is_sqlite else postgresql
-        insert = dialect.insert(quick_votes).values(**values).on_conflict_do_nothing()
         with self._write() as connection:
+            insert = dialect.insert(quick_votes).values(**values, at_us=_now_us()).on_conflict_do_nothing()
             return connection.execute(insert.returning(quick_votes.c.id)).first() is not None
 
     def quick_votes(self) -> list[QuickVote]:
@@ -468,6 +467,16 @@ class Store:
                 for table in COPIED
                 for row in connection.execute(table.select().where(_of_study(table) == identity))
             ]
+
+    def settled_us(self) -> int:
+        """A moment, in microseconds, before which no vote is given that cannot be read by now.
+
+        A vote has its time before it is stored: those that are being stored are waited for.
+        """
+        with self._write() as connection:  # SQLite has one writer at a time
+            if not self._engines.is_sqlite:
+                connection.execute(sa.text(f"LOCK TABLE {votes.name}, {quick_votes.name} IN SHARE MODE"))
+            return _now_us()
 
     def quick_rows(self) -> list[Row]:
         """The same of all quick votes."""
