@@ -33,7 +33,7 @@ from srpo.policies.checkpoints import require_fit
 from srpo.policies.families import PIPELINES
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.load import load_policy
-from srpo.policies.placement import RESIDENT, Placement, Sizes, choose, require_room
+from srpo.policies.placement import RESIDENT, Placement, Sizes, choose, in_seconds, require_room
 from srpo.policies.residency import Residency, loading_device, measure, residency
 from srpo.rewards.base import to_pil
 
@@ -278,7 +278,7 @@ class Engine:
     def manner(self) -> str:
         """How the models are kept and run, why, and what it costs, in sentences for the page."""
         seconds, acceleration = self.models.change_seconds, self.models.acceleration
-        took = f" The last change of model took {seconds:.2g} s." if seconds is not None else ""
+        took = f" The last change of model took {in_seconds(seconds)}." if seconds is not None else ""
         compiled = ", compiled" if acceleration.compiles else ""
         return f"{self.placement}{took} Attention: {acceleration.attention}{compiled}, for all models alike."
 

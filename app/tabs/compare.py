@@ -50,7 +50,7 @@ MEMORY_MODES = [
     ("Automatic, by free memory", "auto"),
     ("Both on the device", "resident"),
     ("One on the device, swapped", "swap"),
-    ("Layer by layer, from outside", "offload"),
+    ("Layer by layer, offloaded", "offload"),
     ("Rounded to 8 or 4 bits: single pictures alone", "quantized"),
 ]
 LORA_WEIGHTS = -1.0, 2.0  # what the slider offers; a path may say more

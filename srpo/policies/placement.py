@@ -163,22 +163,19 @@ def price(mode: str, form: str, sizes: Sizes, memory: Memory) -> str:
     if mode == RESIDENT:
         return "Nothing is moved while they draw."
     if mode == SWAP and form == DIFFERENCE:
-        seconds = (2 * sizes.transformer + sizes.difference) / within
-        return (
-            f"The weights of one become the other’s by their exact difference, twice a step: {seconds:.2g} s each "
-            "(estimate)."
-        )
+        took = in_seconds((2 * sizes.transformer + sizes.difference) / within)
+        return f"The weights of one become the other’s by their exact difference, twice a step: {took} each (estimate)."
     if mode == SWAP:
-        seconds = sizes.transformer / BYTES_PER_S["link"]
+        took = in_seconds(sizes.transformer / BYTES_PER_S["link"])
         return (
-            f"One model’s weights at a time are copied from pinned memory, {seconds:.2g} s (estimate), so the sides "
-            "are drawn one after the other."
+            f"One model’s weights at a time are copied from pinned memory, {took} (estimate), so the sides are drawn "
+            "one after the other."
         )
     if mode == OFFLOAD:
-        seconds = sizes.transformer / (within if memory.is_one else BYTES_PER_S["link"])
+        took = in_seconds(sizes.transformer / (within if memory.is_one else BYTES_PER_S["link"]))
         return (
-            f"All layers are brought anew at each step, at least {seconds:.2g} s (estimate), so the sides are drawn "
-            "one after the other."
+            f"All layers are brought anew at each step, {took} or more (estimate), so the sides are drawn one after "
+            "the other."
         )
     return (
         f"Weights are rounded to {int(BITS[form])} bits a number, by more than SRPO changed them: for single pictures "
@@ -224,6 +221,10 @@ def _refusal(asked: str, ways: list[tuple[str, str]], sizes: Sizes, memory: Memo
     alone = " for single pictures" if others[:1] == [QUANTIZED] else ""
     advice = f"start with --memory {others[0]}{alone}" if others else "free some, or use a larger device"
     return f"Two models take {needed} with {name}, and {free}: {advice}."
+
+
+def in_seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 0.01 else "under 0.01 s"
 
 
 def _gb(num_bytes: int) -> str:
