@@ -18,7 +18,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     default = Options()
     own = "(default: the miniature's, over the miniature alone)"
     parser.add_argument(
-        "--model", type=Path, default=default.model, help="base model, a FluxPipeline folder or its id on the hub"
+        "--model", type=Path, default=default.model, help="base model, a pipeline's folder or its id on the hub"
     )
     parser.add_argument(
         "--srpo", type=Path, help=f"SRPO weights over it: a file, a folder or an id, a LoRA as FILE@0.8 {own}"
