@@ -60,7 +60,7 @@ def _guarded(handler: Callable, options: Options, skips: int | None) -> Callable
         if options.is_owner(account(request)):
             return False
         if skips is None:
-            raise gr.Error(REFUSAL, print_exception=False)
+            raise gr.Error(REFUSAL, title="For its owners", print_exception=False)
         return True
 
     nothing: Any = None if not skips else gr.skip() if skips == 1 else (gr.skip(),) * skips

@@ -1,8 +1,8 @@
 """The Recoveries tab's handlers, called as plain functions."""
 
 import logging
-from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from app.services.recoveries import Kept
@@ -117,7 +117,7 @@ def test_the_fields_follow_the_way_to_start(do):
     assert shown == [[True, False, False], [False, True, False], [False, False, True]]
     assert do.choose_example("a-red-ball-on-a-beach-at-sunset") == "a red ball on a beach at sunset"
     assert do.choose_example("nothing") == ""
-    assert do.choose_cell(SimpleNamespace(level=2, model=1)) == (2, 1)
+    assert do.choose_cell(gr.EventData(None, {"level": 2, "model": 1})) == (2, 1)
     choices = [update["choices"] for update in do.model_choices()]
     assert choices[0] == choices[1] and len(choices[0]) == 3
 

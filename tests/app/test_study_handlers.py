@@ -5,7 +5,6 @@ import json
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -45,7 +44,7 @@ def made(do, request, looking):  # noqa: F811
 
 
 def press(**said):
-    return SimpleNamespace(**said)
+    return gr.EventData(None, said)
 
 
 @pytest.fixture

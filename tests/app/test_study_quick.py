@@ -2,8 +2,8 @@
 
 import csv
 import io
-from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from app.services.compare import compare
@@ -78,7 +78,7 @@ def test_the_page_offers_its_own_pairs_alone(fresh, request_of):
     (*_, last) = handlers.generate(request_of(), session, *values)
     (name,) = session.offers
     assert last[0]["pairs"][0]["id"] == name
-    press = SimpleNamespace(pair=name, answer="left")
+    press = gr.EventData(None, {"pair": name, "answer": "left"})
     assert handlers.vote(Session(), press)["voted"]["stored"] is False
     said = handlers.vote(session, press)["voted"]
     assert said["stored"] and "not blind" in said["message"]
