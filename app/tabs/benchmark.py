@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from app.blocks import told
 from app.components.benchmark_texts import head_html, table_html
 from app.components.grid_table import grid_table, strip_value
 from app.components.note import note_html
@@ -128,9 +129,9 @@ class Handlers:
         pace_s = LIVE_S if at_work else QUIET_S
         return *live, gr.Timer(pace_s) if following.is_new("pace", pace_s) else gr.skip()
 
-    def turned(self, chosen: gr.SelectData) -> Any:
+    def turned(self, event: gr.EventData) -> Any:
         """The timer, which stands while another tab is read."""
-        return gr.Timer(active=chosen.value == TITLE)
+        return gr.Timer(active=told(event, "value") == TITLE)
 
     def choose(self, following: Following, chosen: str | None) -> tuple:
         """(note, then LIVE): the benchmark that the visitor has picked, or the folder of one."""
