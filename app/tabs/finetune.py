@@ -31,7 +31,7 @@ from app.tabs.compare import UNEXPECTED, account, visitor
 log = logging.getLogger(__name__)
 
 LABEL = "Fine-tune"  # of the tab
-FIRST_LOOKS_S, LOOKS_S = 1.0, 2.0  # from look to look: while the first point is awaited, and later
+FIRST_LOOKS_S, LOOKS_S = 1.0, 3.0  # from look to look: while the first point is awaited, and later
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
 ASKING, GOING_ON = "training", "resume"  # what a page may be at work on, each with a Stop of its own
 FINAL = "final"  # beside the checkpoints
