@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.route_utils import FnIndexInferError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from app import theme
 from app.blocks import Page
@@ -77,6 +80,16 @@ def build(studio: Studio) -> gr.Blocks:
     return page
 
 
+def no_such_event(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request for an event that this page has not: without it Gradio's error fills the log.
+
+    By its number it is a KeyError of the queue's; any other is raised again.
+    """
+    if isinstance(error, KeyError) and not request.url.path.endswith("/queue/join"):
+        raise error
+    return JSONResponse({"detail": "This page has no such event."}, status_code=404)
+
+
 def launch_options(studio: Studio) -> dict[str, Any]:
     """What `launch()` is given: the look, and every limit stated, so that no environment variable reopens one."""
     return {
@@ -84,7 +97,10 @@ def launch_options(studio: Studio) -> dict[str, Any]:
         "css": theme.css(),
         "js": (Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         "quiet": True,
-        "app_kwargs": {"routes": routes(Voting(studio.studies))},  # before Gradio's own, which answer any address
+        "app_kwargs": {
+            "routes": routes(Voting(studio.studies)),  # before Gradio's own, which answer any address
+            "exception_handlers": {FnIndexInferError: no_such_event, KeyError: no_such_event},
+        },
         "_frontend": False,  # or Gradio gives up where its own page takes three seconds to answer, on a busy machine
         "footer_links": [],
         "run_history": False,

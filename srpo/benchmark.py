@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image
 from torch import Tensor
 
@@ -110,6 +111,8 @@ def run(options: argparse.Namespace, report: Report) -> str:
     """The table, in Markdown; it, its JSON and its CSV lie in the folder by then."""
     folder = BenchmarkFolder(options.folder)
     order = _resumed(folder) if options.resume else _order(options)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path} is a file: name a folder for the benchmark")
     folder.path.mkdir(parents=True, exist_ok=True)
     with _taken(folder, order.painter.base.device):
         _keep_plan(folder.path / places.PLAN, order.tasks, order.painter)
@@ -206,10 +209,9 @@ def measured(options: argparse.Namespace) -> str:
     if not order.painted:
         raise ValueError("there is nothing to paint: all pictures are made elsewhere")
     painter, task = order.painter, order.tasks[0]
-    began_s = time.perf_counter()
     policy = painter.policy_with(order.painted[-1].weights)
     painter.require_paintable([task.prompt for task in order.tasks])
-    load_s, score_s = time.perf_counter() - began_s, 0.0
+    load_s, score_s = time.time() - psutil.Process().create_time(), 0.0  # libraries and models
     for _ in range(2):
         began_s = time.perf_counter()
         picture = painter.paint(policy, task.prompt, task.seed)

@@ -23,6 +23,7 @@ from srpo.policies import hub, sizes
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.load import load_policy, with_weights
 from srpo.rewards.base import to_pil
+from srpo.training.devices import require_device
 
 WEIGHTS_HELP = "weights over it: a file, a folder or an id, a LoRA as FILE@0.8 (default: the miniature's SRPO)"
 VERSIONS = ("torch", "diffusers", "transformers")  # the libraries that decide pixels
@@ -42,6 +43,10 @@ class Settings:
             raise ValueError(f"--steps must be 1 or more, not {self.steps}")
         if not math.isfinite(self.guidance) or self.guidance < 0:
             raise ValueError(f"--guidance must be a finite number from 0, not {self.guidance:g}")
+        for side in (self.height, self.width):
+            if side % sizes.SIZE_MULTIPLE or not 0 < side <= sizes.MAX_SIDE:
+                limits = f"multiples of {sizes.SIZE_MULTIPLE} up to {sizes.MAX_SIDE:,} pixels"
+                raise ValueError(f"--size must be {limits}, not {side:,}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class Base:
     model: Path  # a pipeline's folder (srpo.policies.families), or an id of the hub that was downloaded
     device: str = "cpu"
     text_tokens: int | None = None  # None: what the model was made for
+
+    def __post_init__(self) -> None:
+        if self.text_tokens is not None and not 1 <= self.text_tokens <= sizes.FULL_TOKENS:
+            raise ValueError(f"--text-tokens must be 1 to {sizes.FULL_TOKENS}, not {self.text_tokens:,}")
+
+    def require_there(self) -> None:
+        """ValueError, one sentence, where there is no such model, or no such device."""
+        if not self.place.exists():
+            raise ValueError(f"there is no model at {self.model}: name a pipeline's folder, or its id on the hub")
+        require_device(self.device)
 
     @property
     def is_miniature(self) -> bool:
@@ -69,7 +84,7 @@ class Base:
 
     @property
     def max_sequence_length(self) -> int:
-        return self.text_tokens or sizes.text_tokens(self.is_miniature)
+        return sizes.text_tokens(self.is_miniature) if self.text_tokens is None else self.text_tokens
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,6 +177,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def read_options(options: argparse.Namespace) -> Painter:
     """The painter these options ask for; nothing is loaded. ValueError, one sentence, for settings out of range."""
     base = Base(options.model, options.device, options.text_tokens)
+    base.require_there()
     height, width = options.size or (sizes.native_side(base.model),) * 2
     return Painter(base, Settings(options.steps, options.guidance, height, width))
 
@@ -170,7 +186,10 @@ def numbers(kind: type, count: int | None = None) -> Callable[[str], tuple]:
     """Reads numbers with commas between them; exactly `count`, where that is given."""
 
     def read(text: str) -> tuple:
-        found = tuple(kind(part) for part in text.split(","))
+        try:
+            found = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected numbers with a comma between them, got {text!r}") from None
         if count is not None and len(found) != count:
             raise argparse.ArgumentTypeError(f"expected {count} numbers with a comma between them, got {text!r}")
         return found

@@ -19,13 +19,15 @@ from srpo.evaluation.shares import Mean
 from srpo.evaluation.sheets import png_texts, sheet
 from srpo.miniature import paths
 from srpo.miniature import recoveries as miniature
-from srpo.painting import Base, Painter, Settings, numbers
+from srpo.painting import Base, Painter, Settings, numbers, require_seeds
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.hub import require_weights
 from srpo.policies.load import with_weights
 from srpo.policies.sizes import native_side
 from srpo.rewards.base import image_tensor, to_pil
 from srpo.rewards.clip import ClipReward
+
+MAX_NOISES = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +51,16 @@ def draw(options: argparse.Namespace) -> Path:
     if options.weights is not None:
         require_weights(options.weights)
     base = Base(options.model, options.device, options.text_tokens)
+    base.require_there()
+    if not 1 <= options.noises <= MAX_NOISES:
+        raise ValueError(f"--noises must be 1 to {MAX_NOISES}, not {options.noises:,}")
+    require_seeds(options.seed, options.noise_seed, options.noise_seed + options.noises - 1)
+    for name, levels in (("sigmas", options.sigmas), ("d-sigmas", options.d_sigmas)):
+        if wrong := [level for level in levels if not 0 <= level <= 1]:
+            raise ValueError(f"--{name} must lie within 0 and 1, not {wrong[0]:g}")
+    out = options.out or Path("recoveries.png")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {out.absolute().parent}: make it, or name another --out")
     options.text_tokens = base.max_sequence_length
     options.size = options.size or (native_side(base.model),) * 2
     painter = Painter(base, Settings(options.steps, options.guidance, *options.size))
@@ -82,7 +94,6 @@ def draw(options: argparse.Namespace) -> Path:
     cells = [[pictures.get((row, column)) for column in range(1 + len(sigmas))] for row in range(len(methods))]
     heads = ["original", *(f"σ {sigma:.4g}" for sigma in sigmas)]
     page = sheet([method.name for method in methods], heads, cells, options.prompt, notes)
-    out = options.out or Path("recoveries.png")
     record = {"kind": "recoveries", "request": vars(options) | {"sigmas": list(sigmas)}}
     page.save(out, pnginfo=png_texts(json.loads(json.dumps(record, default=str))))
     return out

@@ -17,6 +17,7 @@ from diffusers import FluxTransformer2DModel
 
 from srpo.evaluation.fidelity import fidelity
 from srpo.miniature import paths
+from srpo.painting import Base, Settings, require_seeds
 from srpo.policies.checkpoints import load_transformer
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.hub import local
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @torch.no_grad()
 def table(options: argparse.Namespace) -> Iterator[str]:
     """The lines of a Markdown table, one per form. ValueError for weights that do not fit."""
-    base = FluxPolicy.from_pretrained(
-        local(options.base), device=options.device, max_sequence_length=options.text_tokens
-    )
+    place = Base(options.base, options.device, options.text_tokens)
+    place.require_there()
+    require_seeds(*options.seeds)
+    chosen = Settings(options.steps, options.guidance, options.size, options.size)
+    base = FluxPolicy.from_pretrained(place.place, device=options.device, max_sequence_length=place.max_sequence_length)
+    base.latent_shape(chosen.height, chosen.width)
     tuned = base.with_transformer(load_transformer(local(options.tuned), base.transformer))
     before, after = base.transformer.state_dict(), tuned.transformer.state_dict()
     changed = _norm(after[name] - before[name] for name in after)

@@ -96,7 +96,7 @@ def test_a_picture_says_which_weights_made_it(run, weights):
         (("a ball", "--steps", "0"), "--steps must be 1 or more, not 0"),
         (("a ball", "--guidance", "nan"), "--guidance must be a finite number"),
         (("a ball", "--seed", "-1"), "seeds go from 0"),
-        (("a ball", "--model", "nowhere"), "There is no folder nowhere"),
+        (("a ball", "--model", "nowhere"), "there is no model at nowhere"),
         (("a ball", "--srpo", "nowhere.safetensors"), "nowhere.safetensors"),
     ],
 )

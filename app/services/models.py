@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.services.requests import MAX_SIDE, BadInput
+from app.services.requests import BadInput
 from app.state import Options
 from srpo.evaluation import records
 from srpo.miniature import paths
 from srpo.policies import families, hub, places, sizes
 from srpo.policies.sizes import FULL_SIDE as FULL_SIDE
+from srpo.policies.sizes import MAX_SIDE
 from srpo.policies.sizes import MINIATURE_SIDE as MINIATURE_SIDE
 from srpo.policies.sizes import is_full_size as is_full_size
 from srpo.rewards.catalogue import card_of

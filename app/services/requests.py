@@ -13,9 +13,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from srpo.evaluation.records import MAX_SEED
+from srpo.policies.sizes import MAX_SIDE, SIZE_MULTIPLE
 
-SIZE_MULTIPLE = 16  # 8 x by the VAE, 2 x by the packing of latents into tokens
-MAX_SIDE = 2048
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 MAX_SEEDS = 16

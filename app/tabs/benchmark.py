@@ -19,10 +19,11 @@ from app.components.note import note_html
 from app.services.benchmarks import BenchmarkRequest, Benchmarks, BenchmarkView
 from app.services.device import RULE, StopFlag, Stopped
 from app.services.models import BASE, SRPO
-from app.services.requests import MAX_GUIDANCE, MAX_STEPS, SIZE_MULTIPLE, BadInput, parse
+from app.services.requests import MAX_GUIDANCE, MAX_STEPS, BadInput, parse
 from app.services.studio import Studio
 from app.state import Following
 from app.tabs.compare import UNEXPECTED, visitor
+from srpo.policies.sizes import SIZE_MULTIPLE
 
 log = logging.getLogger(__name__)
 

@@ -51,6 +51,8 @@ def plan(lists: Mapping[str, list[str]], seed: int, first: int | None = None, nu
 
 def _files(place: Path) -> Sequence[Path]:
     if not place.is_dir():
+        if place.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{place} is no list of prompts: a .json file with a list of texts, or a .txt file")
         return [place]
     files = sorted(file for suffix in SUFFIXES for file in place.glob(f"*{suffix}"))
     if not files:

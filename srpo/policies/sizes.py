@@ -8,6 +8,8 @@ from pathlib import Path
 from srpo.policies import hub
 
 MINIATURE_SIDE, FULL_SIDE = 128, 1024  # pixels
+SIZE_MULTIPLE = 16  # 8 x by the VAE, 2 x by the packing of latents into tokens
+MAX_SIDE = 2048
 MINIATURE_TOKENS, FULL_TOKENS = 64, 512  # of text: the miniature's captions are short
 # Of the transformer of FLUX.1 dev and schnell, of their fine-tunes and pruned forms, and of FLUX.2 klein 4B; 9B's is
 # larger.

@@ -201,6 +201,16 @@ def test_no_address_serves_a_file_that_is_not_meant_to_be(target, options, tmp_p
     assert "Traceback" not in log, log[log.index("Traceback") - 500 : log.index("Traceback") + 3000]
 
 
+@pytest.mark.parametrize(
+    "place, named",
+    [("call/delete", {}), ("api/start", {}), ("queue/join", {"fn_index": 999_999}), ("queue/join", {"fn_index": -1})],
+)
+def test_an_event_that_is_not_there_is_not_found_and_leaves_no_traceback(target, place, named):
+    status, text = ask(f"{target.address}gradio_api/{place}", {"data": [], "session_hash": "none"} | named)
+    assert status == 404 and "no such event" in text
+    assert "Traceback" not in target.log.read_text()
+
+
 def test_a_small_file_of_169_megapixels_is_refused_wherever_a_picture_is_taken(target):
     file = uploaded(target)
     parts = {part["id"]: part["type"] for part in target.config["components"]}
