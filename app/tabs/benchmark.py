@@ -19,11 +19,10 @@ from app.components.note import note_html
 from app.services.benchmarks import BenchmarkRequest, Benchmarks, BenchmarkView
 from app.services.device import RULE, StopFlag, Stopped
 from app.services.models import BASE, SRPO
-from app.services.requests import MAX_GUIDANCE, MAX_STEPS, BadInput, parse
+from app.services.requests import MAX_GUIDANCE, MAX_STEPS, SIZE_MULTIPLE, BadInput, parse
 from app.services.studio import Studio
 from app.state import Following
 from app.tabs.compare import UNEXPECTED, visitor
-from srpo.policies.sizes import SIZE_MULTIPLE
 
 log = logging.getLogger(__name__)
 
@@ -158,15 +157,16 @@ class Handlers:
 
     def measure(self, request: gr.Request, *form: object) -> Iterator[tuple]:
         """(note, outline, Start, Measure, Stop) at each step: what such a benchmark will take, measured."""
-        outline: list[Any] = [gr.skip()]
+        is_measured = False
 
         def begin(stop: StopFlag) -> Iterator:
-            for outline[0] in self.benchmarks.measure(read_form(*form), stop):
-                yield outline[0]
+            nonlocal is_measured
+            yield from self.benchmarks.measure(read_form(*form), stop)
+            is_measured = True
 
         for said, *_ in self._work(request, ASKING, begin, stopped="The measurement was stopped."):
             yield said, gr.skip(), *_busy(True)
-        if isinstance(outline[0], str):
+        if is_measured:  # the outline has it now
             yield "", self.outline(*form)[0], *_busy(True)
 
     def asked(self, request: gr.Request) -> tuple:

@@ -47,10 +47,9 @@ from app.services.recovery_requests import (
     d_sigmas_of,
     levels_of,
 )
-from app.services.requests import MAX_GUIDANCE, BadInput, parse
+from app.services.requests import MAX_GUIDANCE, SIZE_MULTIPLE, BadInput, parse
 from app.services.studio import Studio
 from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
-from srpo.policies.sizes import SIZE_MULTIPLE
 
 log = logging.getLogger(__name__)
 

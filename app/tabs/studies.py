@@ -34,7 +34,7 @@ from app.components.study_texts import (
 )
 from app.services.device import RULE, Stopped
 from app.services.models import BASE, SRPO
-from app.services.requests import MAX_GUIDANCE, MAX_SEEDS, MAX_STEPS
+from app.services.requests import MAX_GUIDANCE, MAX_SEEDS, MAX_STEPS, SIZE_MULTIPLE
 from app.services.studio import Studio
 from app.services.study_pictures import bring_pictures, is_brought, make_pictures, stock, strip
 from app.services.study_plans import (
@@ -58,7 +58,6 @@ from app.services.study_quick import quick_csv, tallies
 from app.services.study_view import Study, StudyBook
 from app.state import Looking
 from app.tabs.compare import UNEXPECTED, WORKING, account, visitor
-from srpo.policies.sizes import SIZE_MULTIPLE
 
 log = logging.getLogger(__name__)
 

@@ -203,7 +203,12 @@ def test_no_address_serves_a_file_that_is_not_meant_to_be(target, options, tmp_p
 
 @pytest.mark.parametrize(
     "place, named",
-    [("call/delete", {}), ("api/start", {}), ("queue/join", {"fn_index": 999_999}), ("queue/join", {"fn_index": -1})],
+    [
+        ("call/no-such", {}),
+        ("api/no-such", {}),
+        ("queue/join", {"fn_index": 999_999}),
+        ("queue/join", {"fn_index": -1}),
+    ],
 )
 def test_an_event_that_is_not_there_is_not_found_and_leaves_no_traceback(target, place, named):
     status, text = ask(f"{target.address}gradio_api/{place}", {"data": [], "session_hash": "none"} | named)

@@ -59,8 +59,8 @@ def test_the_command_writes_a_sheet_of_any_picture(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["nowhere.png"], "No such file"),
-        (["--sigmas", "1.5", "--steps", "1"], "between 0 and 1, not at 1.5"),
-        (["--model", "nowhere"], "There is no folder nowhere"),
+        (["--sigmas", "1.5", "--steps", "1"], "--sigmas must lie within 0 and 1, not 1.5"),
+        (["--model", "nowhere"], "there is no model at nowhere"),
         (["--size", "100,100", "--steps", "1"], "multiples of 16"),
     ],
 )
