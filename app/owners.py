@@ -28,7 +28,7 @@ def reserved(options: Options, page: gr.Blocks) -> Iterator[None]:
     Events of a part within refuse everybody else by one sentence. Those that the page fires for every visitor (it was
     opened, it was left, some tab was chosen) say nothing to others, and do nothing.
     """
-    parts, events = set(page.blocks), set(page.fns)
+    parts, events = {page._id, *page.blocks}, set(page.fns)
     yield
     if options.local_paths:
         return

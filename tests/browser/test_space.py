@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.app.serving import ROOT, served
+from tests.app.serving import PATIENCE_S, ROOT, served
 from tests.app.signing_in import HEADER, PROGRAM
 from tests.browser.pages import open_tab
 from tests.browser.test_finetune import begin, open_form, points, wait_for, wait_for_update
@@ -57,7 +57,9 @@ def test_owners_see_their_tabs_and_nobody_else_does(open_page, keep):
     assert page.locator(".toast-body").count() == 0
     keep(page, "space-visitor")
     page.context.set_extra_http_headers({HEADER: "ada"})
-    page.reload()
+    visitor, page = page, page.context.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
+    page.goto(visitor.url)
     page.get_by_role("tab", name="Studies").wait_for()
     open_form(page)
     keep(page, "space-owner")
