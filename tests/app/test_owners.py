@@ -63,7 +63,9 @@ def test_every_handler_of_the_owners_refuses_everybody_else_and_does_nothing(own
                     outside = [target for target in event["targets"] if target[1] in ("load", "unload", "select")]
                     assert len(outside) == len(event["targets"]), (event["api_name"], answer)
                     data = json.loads(answer)["data"]
-                    assert all(value == {"__type__": "update"} for value in data), (event["api_name"], answer)
+                    nothing = {"__type__": "update"}
+                    for value in data:  # a component of ours wraps what it is told
+                        assert value in (nothing, nothing | {"props": nothing}), (event["api_name"], answer)
                     said["skipped"] += 1
                 else:
                     assert REFUSAL in answer, (event["api_name"], answer)
