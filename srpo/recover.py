@@ -17,13 +17,11 @@ from srpo.evaluation.recovery_errors import Tally, Yardstick
 from srpo.evaluation.sampling import sample_latents
 from srpo.evaluation.shares import Mean
 from srpo.evaluation.sheets import png_texts, sheet
-from srpo.miniature import paths
 from srpo.miniature import recoveries as miniature
-from srpo.painting import Base, Painter, Settings, numbers, require_seeds
+from srpo.painting import add_options, numbers, read_options, require_seeds
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.hub import require_weights
 from srpo.policies.load import with_weights
-from srpo.policies.sizes import native_side
 from srpo.rewards.base import image_tensor, to_pil
 from srpo.rewards.clip import ClipReward
 
@@ -50,8 +48,7 @@ def draw(options: argparse.Namespace) -> Path:
     """The sheet's file. Prints a line for every method and level: its errors, with intervals over several noises."""
     if options.weights is not None:
         require_weights(options.weights)
-    base = Base(options.model, options.device, options.text_tokens)
-    base.require_there()
+    painter = read_options(options)
     if not 1 <= options.noises <= MAX_NOISES:
         raise ValueError(f"--noises must be 1 to {MAX_NOISES}, not {options.noises:,}")
     require_seeds(options.seed, options.noise_seed, options.noise_seed + options.noises - 1)
@@ -61,9 +58,8 @@ def draw(options: argparse.Namespace) -> Path:
     out = options.out or Path("recoveries.png")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {out.absolute().parent}: make it, or name another --out")
-    options.text_tokens = base.max_sequence_length
-    options.size = options.size or (native_side(base.model),) * 2
-    painter = Painter(base, Settings(options.steps, options.guidance, *options.size))
+    options.text_tokens = painter.base.max_sequence_length
+    options.size = painter.settings.height, painter.settings.width
     painter.require_paintable([options.prompt])
     policy = painter.policy
     if options.weights is not None:
@@ -129,21 +125,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="a red ball on a beach at sunset", help="what the model is told")
     parser.add_argument("--out", type=Path, help="the sheet's file, recoveries.png by default; a folder for --figures")
     parser.add_argument("--figures", action="store_true", help="measure the miniature and write docs/recoveries.md")
-    parser.add_argument("--model", type=Path, default=paths.FLUX, help="a pipeline's folder or id (default: miniature)")
     parser.add_argument("--weights", type=Path, help="weights over it: a file, a folder or an id, a LoRA as FILE@0.8")
     parser.add_argument("--reward", type=Path, help="a CLIPModel folder, for distances in its eyes")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")
-    size = "in pixels (default: what the model was trained for, 1024,1024 for FLUX)"
-    parser.add_argument("--size", type=numbers(int, 2), metavar="H,W", help=size)
+    add_options(parser)
     parser.add_argument("--sigmas", type=numbers(float), default=SIGMAS, metavar="S,S,...")
     parser.add_argument("--shifted", action="store_true", help="move the levels as the model's schedule does")
     parser.add_argument("--d-sigmas", type=numbers(float), default=D_SIGMAS, metavar="D,D,...")
     parser.add_argument("--noise-seed", type=int, default=1)
     parser.add_argument("--noises", type=int, default=1, help="of consecutive seeds, for intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of a painted picture")
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--guidance", type=float, default=3.5)
     return parser.parse_args(arguments)
 
 

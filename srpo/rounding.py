@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
 
 from srpo.evaluation.fidelity import fidelity
 from srpo.miniature import paths
 from srpo.painting import Base, Settings, require_seeds
-from srpo.policies.checkpoints import load_transformer
-from srpo.policies.flux import FluxPolicy
+from srpo.policies.checkpoints import load_transformer, with_weights
 from srpo.policies.hub import local
+from srpo.policies.load import load_policy
 from srpo.policies.rounding import forms
 
 PROMPTS = ("a red ball on a beach", "a white house in the snow")
@@ -46,7 +45,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     place.require_there()
     require_seeds(*options.seeds)
     chosen = Settings(options.steps, options.guidance, options.size, options.size)
-    base = FluxPolicy.from_pretrained(place.place, device=options.device, max_sequence_length=place.max_sequence_length)
+    base = load_policy(place.place, device=options.device, max_sequence_length=place.max_sequence_length)
     base.latent_shape(chosen.height, chosen.width)
     tuned = base.with_transformer(load_transformer(local(options.tuned), base.transformer))
     before, after = base.transformer.state_dict(), tuned.transformer.state_dict()
@@ -57,9 +56,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     for name, form in forms().items():
         weights = {key: form(it.cpu()).to(it.device) for key, it in after.items()}
         lost = _norm(weights[key] - it for key, it in after.items())
-        with torch.device("meta"):
-            rounded = FluxTransformer2DModel.from_config(base.transformer.config)
-        rounded.load_state_dict(weights, assign=True)
+        rounded = with_weights(base.transformer, weights)
         settings = {"num_steps": options.steps, "guidance": options.guidance, "side": options.size}
         near = fidelity(base, tuned, base.with_transformer(rounded), options.prompt, options.seeds, **settings)
         yield f"| {name} | {lost / changed:.2f} | {near.velocity_error:.3f} | {near.picture_error:.3f} |"
