@@ -16,8 +16,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +26,7 @@ from typing import Any
 from srpo.evaluation.benchmark import Task
 from srpo.runs.atomic import TEMPORARY, write_text
 from srpo.runs.claim import Handover
-from srpo.runs.control import job_environment
+from srpo.runs.control import spawn
 from srpo.runs.locks import Busy, DeviceLock, FileLock
 from srpo.runs.processes import job_of, send, this_job
 from srpo.runs.records import JobRecord
@@ -172,18 +170,10 @@ class BenchmarkFolder:
     def _launch(self, arguments: Sequence[str], device: DeviceLock, lock: FileLock) -> None:
         self.say(State("starting"))
         handover = Handover([device.fileno(), lock.fileno()])
-        command = [sys.executable, "-m", "srpo.benchmark", str(self.path.resolve()), *arguments]
+        command = ["-m", "srpo.benchmark", str(self.path.resolve()), *arguments]
         try:
             with (self.path / LOG).open("wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=handover.locks,
-                    env=job_environment() | handover.told(),
-                )
+                process = spawn(command, log, handover)
         except OSError as error:
             raise ValueError(f"no process could be started: {error}") from error
         with suppress(ProcessLookupError):  # it has ended already, and has said why

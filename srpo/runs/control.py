@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from srpo.runs.atomic import remove_folder
 from srpo.runs.claim import Handover, take_run
@@ -241,19 +241,24 @@ def _launch(run: RunFolder, device: DeviceLock, arguments: list[str], assignment
 def _spawn(run: RunFolder, handover: Handover, arguments: list[str]) -> subprocess.Popen:
     try:
         with run.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *JOB, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=handover.locks,
-                env=job_environment() | handover.told(),
-            )
+            return spawn([*JOB, *arguments], log, handover)
     except OSError as error:
         message = f"no process could be started: {error}"
         run.write_state("failed", handover.before.update if handover.before else 0, message)
         raise ValueError(message) from error
+
+
+def spawn(arguments: Sequence[str], log: BinaryIO, handover: Handover) -> subprocess.Popen:
+    """Python with these arguments, as a process that outlives this one: its words go to the log, the locks to it."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=handover.locks,
+        env=_environment() | handover.told(),
+    )
 
 
 def _device_of(assignments: Sequence[str], like: RunFolder | None) -> str:
@@ -265,7 +270,7 @@ def _set(assignments: Sequence[str], device: str) -> list[str]:
     return [part for change in [*assignments, f"device={device}"] for part in ("--set", change)]
 
 
-def job_environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """Ours, in which the library is found from any folder, and threads wait for one another as suits a run.
 
     Where several share a product, a thread that sleeps at once costs the miniature half as much time again, one that
