@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from srpo.loading import one_at_a_time
 from srpo.policies import hub
 from srpo.policies.families import FLUX, FLUX2_KLEIN, KLEIN_LICENCES, OPEN, Family, is_flux1, klein_of
 from srpo.policies.lora_layouts import lora_alpha, to_kohya
@@ -95,7 +96,8 @@ def _write_full(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) 
 
         from srpo.policies.checkpoints import load_transformer
 
-        whole = load_transformer(source, AutoModel.from_pretrained(str(base), local_files_only=True))
+        read = one_at_a_time(AutoModel.from_pretrained)
+        whole = load_transformer(source, read(str(base), local_files_only=True))
         weights = whole.state_dict()
     else:
         weights, _ = _read(source)

@@ -20,11 +20,11 @@ OURS = {
     "srpo.flow": (),
     "srpo.runs": (),
     "srpo.studies": ("srpo.runs.atomic",),
-    "srpo.policies": ("srpo.flow", "srpo.runs.atomic"),
-    "srpo.rewards": ("srpo.flow", "srpo.runs.atomic"),
+    "srpo.policies": ("srpo.flow", "srpo.loading", "srpo.runs.atomic"),
+    "srpo.rewards": ("srpo.flow", "srpo.loading", "srpo.runs.atomic"),
     "srpo.objectives": ("srpo.flow", *PROTOCOLS),
     "srpo.training": (
-        *("srpo.flow", "srpo.objectives", "srpo.evaluation", "srpo.runs", "srpo.miniature.paths"),
+        *("srpo.flow", "srpo.loading", "srpo.objectives", "srpo.evaluation", "srpo.runs", "srpo.miniature.paths"),
         "srpo.rewards.catalogue",  # names and cards, no model
         *PROTOCOLS,
     ),
@@ -32,7 +32,7 @@ OURS = {
     # Training knows where the miniature lies, so the miniature runs it as a command and reads its run folder; what a
     # run's settings mean and cost, training alone can say.
     "srpo.miniature": (
-        *("srpo.flow", "srpo.policies", "srpo.rewards", "srpo.evaluation", "srpo.runs"),
+        *("srpo.flow", "srpo.loading", "srpo.policies", "srpo.rewards", "srpo.evaluation", "srpo.runs"),
         *("srpo.training.config", "srpo.training.flops"),
     ),
     "app.tabs": ("app",),

@@ -26,6 +26,7 @@ from app.services.public import Budget, Limits
 from app.services.requests import MAX_STEPS, BadInput, Settings
 from app.services.studies import Studies
 from app.state import Options
+from srpo.loading import import_module
 from srpo.policies import families
 from srpo.policies.placement import MODES
 
@@ -106,9 +107,8 @@ class Studio:
         try:
             if fetch and self.options.downloads and self.options.absent:
                 self._fetch(self.options.absent)
-            from app.services.engine import Engine  # torch and diffusers: seconds, spent behind the page
-
-            self._engine = Engine.load(replace(self.options, memory=self.memory))
+            engine = import_module("app.services.engine")  # torch and diffusers: seconds, spent behind the page
+            self._engine = engine.Engine.load(replace(self.options, memory=self.memory))
         except ValueError as error:  # a sentence about the folder
             self._failure = str(error)
             log.error(self._failure)

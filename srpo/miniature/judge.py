@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from srpo.evaluation.shares import Share, share
+from srpo.loading import one_at_a_time
 from srpo.miniature.augment import grainy, moved, recoloured, softened, toned
 from srpo.miniature.data import Pictures, batches, scenes_hash, training_scenes
 from srpo.miniature.loop import train
@@ -54,6 +55,7 @@ class Judge:
             self.classes.setdefault(name, []).append(value)
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(cls, folder: str | Path) -> Judge:
         """The judge stored in a folder. ValueError where there is none."""
         try:

@@ -229,7 +229,7 @@ class DirectAlign:
         return int(1000 * sigma) / 1000 if self.config.truncate_timestep else sigma
 
     def _told_sigmas(self, sigmas: Tensor) -> Tensor:
-        return torch.tensor([self._told_sigma(sigma) for sigma in sigmas.tolist()])
+        return torch.tensor([self._told_sigma(sigma) for sigma in sigmas.tolist()], dtype=torch.float32)
 
     def _branches(self, drawn: Tensor) -> list[BranchSteps]:
         levels = self.config.levels

@@ -61,7 +61,7 @@ class TableLevels:
     def sigmas(self) -> Tensor:
         """(1000,) descending noise levels: the table S."""
         steps = shift_sigmas(linear_sigmas(50), self.shift).tolist()
-        return torch.linspace(steps[self.noisiest_step], steps[self.cleanest_step], NUM_INDICES)
+        return torch.linspace(steps[self.noisiest_step], steps[self.cleanest_step], NUM_INDICES, dtype=torch.float32)
 
     def draw(self, count: int, generator: torch.Generator, previous: Tensor | None = None) -> Tensor:
         """(count,) whole indices s, uniform. Takes `count` integers from the generator, in the prompts' order."""
@@ -116,7 +116,7 @@ class StepLevels:
 
     def sigmas(self) -> Tensor:
         """(T,) descending noise levels: the table S."""
-        return torch.linspace(self.sigma_max, self.sigma_min, self.num_levels)
+        return torch.linspace(self.sigma_max, self.sigma_min, self.num_levels, dtype=torch.float32)
 
     def draw(self, count: int, generator: torch.Generator, previous: Tensor | None = None) -> Tensor:
         """(count, 2) a whole index s, uniform, and its span; `previous` is the draw before it in the same update.
@@ -177,11 +177,11 @@ class UniformLevels:
 
     def draw(self, count: int, generator: torch.Generator, previous: Tensor | None = None) -> Tensor:
         """(count,) noisiest levels, uniform. Takes `count` floats from the generator, in the prompts' order."""
-        return self._between(torch.rand(count, generator=generator))
+        return self._between(torch.rand(count, generator=generator, dtype=torch.float32))
 
     def spread(self, count: int) -> Tensor:
         """(count,) evenly spaced draws from the cleanest to the noisiest, for a chart."""
-        return self._between(torch.linspace(0, 1, count))
+        return self._between(torch.linspace(0, 1, count, dtype=torch.float32))
 
     def denoise(self, drawn: Tensor) -> BranchSteps:
         """From the drawn level, `d_sigma` cleaner."""

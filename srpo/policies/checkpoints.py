@@ -19,6 +19,7 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, GGUFQuant
 from safetensors.torch import save_file
 from torch import Tensor
 
+from srpo.loading import one_at_a_time
 from srpo.policies import tensors
 from srpo.policies.blocks import BLOCK, pack
 from srpo.policies.headers import QUANTISED
@@ -40,6 +41,7 @@ Transformer = FluxTransformer2DModel | Flux2Transformer2DModel
 SAVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@one_at_a_time
 def load_transformer(
     place: str | Path,
     base: Transformer,
@@ -76,6 +78,7 @@ def read_weights(
         yield name, tensors.read_weight(pieces, base.dtype).to(device)
 
 
+@one_at_a_time
 def with_weights(base: Transformer, weights: Mapping[str, Tensor]) -> Transformer:
     """A transformer of the base's architecture around these tensors themselves, in eval mode."""
     with torch.device("meta"):
@@ -84,6 +87,7 @@ def with_weights(base: Transformer, weights: Mapping[str, Tensor]) -> Transforme
     return transformer.eval()
 
 
+@one_at_a_time
 def quantised(transformer: Transformer, kind: str, device: str | torch.device) -> Transformer:
     """A copy on that device whose blocks' matrices are packed in GGUF's `kind` ("Q8_0" or "Q4_0").
 

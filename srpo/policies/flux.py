@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from srpo.flow.packing import PATCH, image_ids, pack, text_ids, unpack
 from srpo.flow.path import require_full_precision
 from srpo.flow.schedule import flux_sigmas, linear_sigmas, shift_sigmas
+from srpo.loading import one_at_a_time
 from srpo.policies.base import Conditioning
 from srpo.policies.checkpoints import WEIGHTS_NAME
 from srpo.policies.families import FLUX, Family, family_of
@@ -106,6 +107,7 @@ class FluxPolicy:
         return cls(pipe, max_sequence_length=max_sequence_length, checkpoint_decode=checkpoint_decode)
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(
         cls,
         folder_or_id: str | Path,

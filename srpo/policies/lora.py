@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from srpo.loading import one_at_a_time
 from srpo.policies.lora_layouts import METADATA_KEY, PREFIX, Change, changes_of, rows_of, strength_of
 from srpo.policies.places import LORA_NAME
 
@@ -18,6 +19,7 @@ Shape = tuple[int, ...]
 ADAPTER = ".default"  # peft's name for it, which files leave out
 
 
+@one_at_a_time
 def add_lora(transformer: torch.nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
     """Freezes the transformer and adds adapters, float32, to its linear layers whose names end as `targets` say.
 
@@ -33,7 +35,7 @@ def add_lora(transformer: torch.nn.Module, *, rank: int, alpha: float, targets: 
         if ".lora_" in name:
             weight.data = weight.data.float()
         if ".lora_A." in name:
-            weight.data.copy_(torch.randn(weight.shape, generator=generator) / rank)
+            weight.data.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) / rank)
 
 
 def has_lora(transformer: torch.nn.Module) -> bool:

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.clip import ClipReward
 from srpo.rewards.head import new_head
@@ -62,6 +63,7 @@ class AestheticReward:
         self.sha256 = sha256
 
     @classmethod
+    @one_at_a_time
     def from_published(
         cls, folder: str | Path, *, width: int = 768, device: str | torch.device = "cpu"
     ) -> AestheticReward:
@@ -76,6 +78,7 @@ class AestheticReward:
         return cls(ClipReward.from_pretrained(folder, device=device), head, sha256=sha256)
 
     @classmethod
+    @one_at_a_time
     def from_published_v25(
         cls, folder: str | Path, *, width: int = 1152, device: str | torch.device = "cpu"
     ) -> AestheticReward:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from transformers.utils import cached_file
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.preprocess import center_crop, normalize, pad_to_square, resize_longest, resize_shortest
 from srpo.rewards.weights import require_safetensors
 
@@ -71,6 +72,7 @@ class ClipReward:
         self._text_lock = threading.Lock()  # a training's threads share the cache
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(
         cls,
         folder: str | Path,

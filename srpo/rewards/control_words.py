@@ -164,7 +164,7 @@ def under_noise(image: Tensor, seed: int, std: float = NOISE_STD) -> Tensor:
     So no image's score depends on its neighbours. It is not clamped, which would stop the gradient of what is clipped.
     """
     generator = torch.Generator().manual_seed(seed)
-    return image + std * torch.randn(image.shape[1:], generator=generator).to(image)
+    return image + std * torch.randn(image.shape[1:], generator=generator, dtype=torch.float32).to(image)
 
 
 FORMS = {"sgp": sgp, "srp": srp, "cfg_like": cfg_like, "cfg_like_paper": cfg_like_paper}

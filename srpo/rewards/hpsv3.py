@@ -31,6 +31,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig, Qwen2VLModel
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.preprocess import normalize, resize
 from srpo.rewards.weights import require_known, require_safetensors
@@ -130,6 +131,7 @@ class HPSv3Reward:
         self.reward_id = tokenizer.convert_tokens_to_ids(REWARD_MARK)
 
     @classmethod
+    @one_at_a_time
     def from_published(
         cls, folder: str | Path, *, pixels: int = PIXELS, device: str | torch.device = "cpu"
     ) -> HPSv3Reward:

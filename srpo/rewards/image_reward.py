@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.catalogue import CARDS
 from srpo.rewards.head import new_head
 from srpo.rewards.preprocess import center_crop, normalize, resize_shortest
@@ -69,6 +70,7 @@ class ImageReward:
         self.sha256 = sha256  # of the file it was read from
 
     @classmethod
+    @one_at_a_time
     def from_published(
         cls, place: str | Path, *, architecture: Architecture = PUBLISHED, device: str | torch.device = "cpu"
     ) -> ImageReward:

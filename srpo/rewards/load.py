@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.base import Reward
 from srpo.rewards.catalogue import Named, read_name
 
 
+@one_at_a_time
 def load_reward(
     name: str | Path | Named,
     *,

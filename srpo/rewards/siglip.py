@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import cached_file
 
+from srpo.loading import one_at_a_time
 from srpo.rewards.preprocess import normalize, resize
 from srpo.rewards.weights import require_safetensors
 
@@ -34,6 +35,7 @@ class SiglipEncoder:
         self.mean, self.std = tuple(mean), tuple(std)
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> SiglipEncoder:
         """The vision tower of a folder with a SiglipModel and its image processor; the text tower is not read.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from srpo.loading import import_module
 from srpo.runs import DeviceLock, RunFolder, UpdateRecord
 from srpo.runs.claim import Claim, Handover
 from srpo.runs.environment import environment
@@ -71,7 +72,7 @@ def ready(order: Order, handover: Handover, claim: Claim | None = None) -> Itera
             held.callback(_take_device(order, handover).release)
         read_prompts(config.prompts)
         despite = _require_unchanged(order) if order.resumes else []
-        import srpo.training.assemble  # noqa: F401 the models' libraries take seconds; they belong to the phase before
+        import_module("srpo.training.assemble")  # the models' libraries take seconds; they belong to the phase before
 
         if claim is not None:
             claim.starts("loading the models")

@@ -87,7 +87,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         """The weight after its step, float32."""
         state, gradient = self.state[weight], weight.grad.float()
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
