@@ -24,6 +24,14 @@ def shared(monkeypatch):
     return lambda on: monkeypatch.setattr(lanes, "are_worth_it", lambda count: on)
 
 
+@pytest.fixture
+def use_threads():
+    """torch.set_num_threads, until the end of the test: tests after it compare bits."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def flat(trainer):
     return torch.cat([value.flatten() for value in trainer.weights().values()])
 
@@ -150,8 +158,13 @@ def test_what_fails_in_one_part_ends_the_update_and_leaves_weights_and_no_gradie
 @pytest.mark.parametrize(
     "changes", [{"prompts_per_update": 3}, {"numerics": "bf16_stochastic", "optimizer": "adamw"}, {"bounded": True}]
 )
-def test_odd_prompts_other_numerics_and_bounded_memory_are_not_shared(changes, on_disk, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_odd_prompts_other_numerics_and_bounded_memory_are_not_shared(
+    changes,
+    on_disk,
+    use_threads,
+    monkeypatch,  # noqa: F811
+):
+    use_threads(2)
     monkeypatch.setattr(lanes, "_num_cores", lambda: 2)
     config = replace(small(studio(), **on_disk), prompts_per_update=4)
     assert len(assemble(config).lanes) == 2
@@ -161,19 +174,15 @@ def test_odd_prompts_other_numerics_and_bounded_memory_are_not_shared(changes, o
 
 
 @pytest.mark.parametrize("cores, threads", [(1, 2), (2, 1)])
-def test_nothing_is_shared_where_only_one_core_may_be_used(cores, threads, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_nothing_is_shared_where_only_one_core_may_be_used(cores, threads, use_threads, monkeypatch):
+    use_threads(threads)
     monkeypatch.setattr(lanes, "_num_cores", lambda: cores)
     assert not lanes.are_worth_it(8)
 
 
-def test_threads_take_their_share_of_the_cores_and_others_what_they_had():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        assert lanes.Threads(2).run([torch.get_num_threads] * 2) == [2, 2]
-        with ThreadPoolExecutor(1) as other:
-            assert other.submit(torch.get_num_threads).result() == 4
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
+def test_threads_take_their_share_of_the_cores_and_others_what_they_had(use_threads):
+    use_threads(4)
+    assert lanes.Threads(2).run([torch.get_num_threads] * 2) == [2, 2]
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
