@@ -158,12 +158,7 @@ def test_what_fails_in_one_part_ends_the_update_and_leaves_weights_and_no_gradie
 @pytest.mark.parametrize(
     "changes", [{"prompts_per_update": 3}, {"numerics": "bf16_stochastic", "optimizer": "adamw"}, {"bounded": True}]
 )
-def test_odd_prompts_other_numerics_and_bounded_memory_are_not_shared(
-    changes,
-    on_disk,
-    use_threads,
-    monkeypatch,  # noqa: F811
-):
+def test_odd_prompts_other_numerics_and_less_memory_stay_whole(changes, on_disk, use_threads, monkeypatch):  # noqa: F811
     use_threads(2)
     monkeypatch.setattr(lanes, "_num_cores", lambda: 2)
     config = replace(small(studio(), **on_disk), prompts_per_update=4)
