@@ -8,6 +8,7 @@ from typing import Any
 
 from app.state import Options
 from srpo.policies.placement import ATTENTION, MODES
+from srpo.policies.sizes import require_text_tokens
 
 NAMES = ("model", "srpo", "reward", "judge", "text_tokens", "device", "memory", "attention")  # fields of Options
 FLAGS = ("compile",)
@@ -25,7 +26,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reward", type=Path, help=f"reward that scores, KIND:PLACE or a CLIPModel folder {own}")
     parser.add_argument("--judge", type=Path, help=f"the independent judge's folder {own}")
-    parser.add_argument("--text-tokens", type=int, help="tokens of text (default: 64 for the miniature, else 512)")
+    parser.add_argument(
+        "--text-tokens", type=_text_tokens, help="tokens of text (default: 64 for the miniature, else 512)"
+    )
     parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1, mps ...")
     parser.add_argument(
         "--memory",
@@ -42,6 +45,15 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def weights(asked: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as arguments of Options."""
     return {name: getattr(asked, name) for name in NAMES + FLAGS}
+
+
+def _text_tokens(text: str) -> int:
+    count = int(text)
+    try:
+        require_text_tokens(count)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return count
 
 
 def as_arguments(options: Options) -> list[str]:

@@ -76,7 +76,7 @@ class Options:
 
     @property
     def max_sequence_length(self) -> int:
-        return self.text_tokens or sizes.text_tokens(self.is_miniature)
+        return sizes.text_tokens(self.is_miniature) if self.text_tokens is None else self.text_tokens
 
     @property
     def is_miniature(self) -> bool:

@@ -58,8 +58,8 @@ class Base:
     text_tokens: int | None = None  # None: what the model was made for
 
     def __post_init__(self) -> None:
-        if self.text_tokens is not None and not 1 <= self.text_tokens <= sizes.FULL_TOKENS:
-            raise ValueError(f"--text-tokens must be 1 to {sizes.FULL_TOKENS}, not {self.text_tokens:,}")
+        if self.text_tokens is not None:
+            sizes.require_text_tokens(self.text_tokens)
 
     def require_there(self) -> None:
         """ValueError, one sentence, where there is no such model, or no such device."""

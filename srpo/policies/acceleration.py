@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.utils import logging
 
 from srpo.policies.flux import FluxPolicy
-from srpo.policies.placement import ATTENTION, Placement
+from srpo.policies.placement import ATTENTION, RESIDENT, SWAP, Placement
 
 BACKENDS = {"native": "native", "cudnn": "_native_cudnn", "flash": "flash", "flash3": "_flash_3"}  # diffusers' names
 PACKAGES = {"flash": "flash_attn", "flash3": "flash_attn_interface"}
@@ -54,7 +54,7 @@ def choose_acceleration(compiles: bool, attention: str, device: torch.device, pl
         attention = _best(device, here)
     elif attention not in here:
         raise ValueError(f"There is no attention {attention!r} on {device} here: choose {_listed(here)}, or auto.")
-    if compiles and placement.mode not in ("resident", "swap"):
+    if compiles and placement.mode not in (RESIDENT, SWAP):
         raise ValueError(
             f"--compile needs weights that stay as they are while a model runs, and --memory {placement.mode} moves or "
             "unpacks them: leave one of the two out."

@@ -38,3 +38,9 @@ def native_side(model_folder: Path) -> int:
 def text_tokens(is_miniature: bool) -> int:
     """How many tokens of text are read."""
     return MINIATURE_TOKENS if is_miniature else FULL_TOKENS
+
+
+def require_text_tokens(count: int) -> None:
+    """Nothing where a model of the family can read so many tokens of text; ValueError, one sentence, else."""
+    if not 1 <= count <= FULL_TOKENS:
+        raise ValueError(f"--text-tokens must be 1 to {FULL_TOKENS}, not {count:,}")

@@ -41,3 +41,10 @@ def test_how_models_are_kept_and_run_is_read_and_what_is_none_is_refused(capsys)
         with pytest.raises(SystemExit):
             read(*wrong)
         assert f"invalid choice: '{wrong[1]}' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "513"])
+def test_as_many_tokens_as_no_model_reads_are_refused(count, capsys):
+    with pytest.raises(SystemExit):
+        read("--text-tokens", count)
+    assert f"--text-tokens must be 1 to 512, not {count}" in capsys.readouterr().err
