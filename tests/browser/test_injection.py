@@ -5,6 +5,7 @@ content policy to stop them (Gradio's own scripts are inline), so what is looked
 """
 
 import itertools
+import json
 
 import pytest
 from PIL import Image
@@ -111,6 +112,54 @@ def test_prompts_words_and_dropped_files_stay_text(open_page, clean, tmp_path, k
     generate(page, "a red ball", seed=9)
     wait_for(page, "done")  # the page still works
     keep(page, "injection-compare")
+
+
+def test_words_sets_and_the_guides_fields_stay_text_on_a_phone(open_page, clean, tmp_path, keep):
+    page = open_page(390, 844)
+    clean.watch(page)
+    open_tab(page, "Control words")
+    page.wait_for_selector('.words-editor[data-ready="true"]')
+    for side, word in zip(("positive", "negative"), WORDS, strict=True):
+        page.get_by_label(f"A further {side} word").fill(word)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f'[data-side="{side}"] .chip:has-text("hit=1")')
+    clean(page)
+    page.locator(".words-editor .template").fill(PAYLOADS[21] + " {word} {prompt}")
+    page.locator(".words-editor .set-name").fill(PAYLOADS[1])
+    page.locator("#words-save").click()
+    page.wait_for_selector("#words-note .note")
+    clean(page)
+    file = tmp_path / "set.yaml"
+    for text in (
+        json.dumps({"name": PAYLOADS[22], "positive": [WORDS[1]], "negative": [WORDS[0]]}),
+        json.dumps({PAYLOADS[1]: 1, "positive": [PAYLOADS[2]], "negative": PAYLOADS[3]}),
+        PAYLOADS[41],
+    ):
+        file.write_text(text)
+        with page.expect_file_chooser() as chooser:
+            page.locator("#words-upload").click()
+        with page.expect_response(lambda response: "/upload" in response.url):
+            chooser.value.set_files(file)
+        page.wait_for_timeout(1000)
+        clean(page)
+    page.locator("#see-prompts textarea").fill("\n".join(LINES[:2]))
+    page.locator("#see-go").click()
+    page.wait_for_selector("#words-table img, #words-table .banner")
+    page.wait_for_selector("#see-go:not([disabled])")
+    clean(page)
+    keep(page, "injection-words-390")
+
+    open_tab(page, "Guide")
+    page.wait_for_selector("#guide-look .guide-figure")
+    page.locator("#guide-prompt input, #guide-prompt textarea").first.fill(LINES[0])
+    page.locator("#guide-positive input, #guide-positive textarea").first.fill(WORDS[0])
+    page.locator("#guide-negative input, #guide-negative textarea").first.fill(WORDS[1])
+    page.locator("#guide-last-prompt input, #guide-last-prompt textarea").first.fill(LINES[1])
+    for step in ("#guide-1", "#guide-wording", "#guide-pairs-figure"):
+        page.locator(step).scroll_into_view_if_needed()
+        page.wait_for_timeout(1000)
+        clean(page)
+    keep(page, "injection-guide-390")
 
 
 def test_runs_with_such_names_prompts_and_messages_stay_text(open_page, clean, options):
