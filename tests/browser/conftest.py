@@ -36,7 +36,7 @@ def open_page(chromium, address):
         page = context.new_page()
         page.set_default_timeout(1000 * PATIENCE_S)
         page.on("pageerror", lambda error: defects.append(str(error)))
-        page.on("console", lambda line: defects.append(line.text) if line.type == "error" else None)
+        page.on("console", lambda line: defects.append(as_told(line)) if line.type == "error" else None)
         page.on("request", lambda request: defects.append(request.url) if is_foreign(request.url) else None)
         if before:
             page.add_init_script(before)
@@ -44,13 +44,17 @@ def open_page(chromium, address):
             page.goto(address)  # until the page itself asks its first question: by then all of it listens
         return page
 
+    def as_told(line):
+        return f"{line.text} ({line.location['url']})"
+
     def is_foreign(url):
         return not url.startswith((address, "data:", "blob:"))
 
     yield open_page
+    met = list(defects)  # a page that closes is forgotten with its pictures, while it may still ask for some
     for context in contexts:
         context.close()
-    assert defects == []
+    assert met == []
 
 
 @pytest.fixture
