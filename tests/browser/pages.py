@@ -60,8 +60,16 @@ def open_panel(page, button, first):
 
 
 def show_curves(page, selector):
-    """Brings every chart below `selector` into sight, as nothing else is drawn, and waits until it is."""
-    page.wait_for_selector(f"{selector} figure", state="attached")
-    for figure in page.locator(f"{selector} figure").all():
-        figure.scroll_into_view_if_needed()
-        figure.locator(".js-plotly-plot").wait_for()
+    """Brings every chart below `selector` into sight, as nothing else is drawn, until all of them are.
+
+    Which charts there are may change meanwhile, as when a run ends.
+    """
+    page.wait_for_function(
+        """selector => {
+          const figures = [...document.querySelectorAll(selector + " figure")];
+          const blank = figures.find((figure) => !figure.querySelector(".js-plotly-plot"));
+          if (blank) blank.scrollIntoView({block: "center"});
+          return figures.length > 0 && !blank;
+        }""",
+        arg=selector,
+    )
