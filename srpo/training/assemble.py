@@ -59,7 +59,6 @@ def assemble(config: TrainConfig) -> Trainer:
     # Under autocast the products are bf16; weights shared over processes are left as torch's own layers expect them.
     if device == "cpu" and config.numerics == "float32" and world.size == 1 and cpu.has_fast_products():
         cpu.speed_up_products(policy.transformer)
-        cpu.speed_up_convolutions(policy.pipe.vae)
     return Trainer(
         policy,
         DirectAlign(config.objective, config.signal, world.shard),

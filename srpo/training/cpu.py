@@ -1,4 +1,4 @@
-"""What makes the CPU faster without changing what is computed: oneDNN's ways, and memory that is not given back.
+"""What makes the CPU faster without changing what is computed: products by oneDNN, and memory that is not given back.
 
 Both are worth it for the miniature, whose updates are many products of small matrices and many tensors of a few MB; a
 GPU needs neither.
@@ -51,14 +51,6 @@ def speed_up_products(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = OneDnnLinear
-
-
-def speed_up_convolutions(module: nn.Module) -> None:
-    """Its convolutions keep channels last from now on, as oneDNN has them: a sixth less time, forward and backward.
-
-    Only how sums are rounded changes. Weights keep their shapes and names.
-    """
-    module.to(memory_format=torch.channels_last)
 
 
 class OneDnnLinear(nn.Linear):
