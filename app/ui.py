@@ -43,7 +43,8 @@ def build(studio: Studio) -> gr.Blocks:
             own = f", and {OWN_S / 60:.0f} for each who signs in" if studio.options.can_sign_in else ""
             gr.HTML(f"{studio.limits}{own}.", elem_id="limits", elem_classes="hint", apply_default_css=False)
         if studio.options.can_sign_in:
-            gr.LoginButton(size="sm", elem_id="login")
+            # Without its picture: that lies in Gradio's package, which may be below our own folder, closed to the page.
+            gr.LoginButton(size="sm", elem_id="login", icon=None)
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare"):
                 sides = compare.build(studio)
