@@ -252,10 +252,11 @@ class Voting:
     @contextmanager
     def _refusing(self) -> Iterator[None]:
         """What the store refuses, as a Refusal."""
+        was_whole = self._studies.is_whole  # before the store is asked: it may become whole meanwhile
         try:
             yield
         except Unknown as error:
-            if not self._studies.is_whole:
+            if not was_whole:
                 raise Refusal(503, "The studies are still on their way back from the Hub.", 5) from None
             raise Refusal(404, str(error)) from None
         except Refused as error:

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from app.services.studies import Studies
+from app.services.voting import Refusal, Voting
 from app.state import Options
 from benchmarks.studies import drawn_study, picture_rows
 from srpo.studies import hub as module
@@ -253,6 +254,33 @@ def test_pictures_that_were_changed_or_are_missing_bring_no_study_back(server, m
         with pytest.raises(ValueError, match="missing, or was changed"):
             copy.restore()
         assert other.store.studies() == []
+
+
+def test_a_study_that_comes_back_while_it_is_asked_for_is_never_unknown(server, machine, tmp_path, monkeypatch):
+    """A rater who is told 404 leaves; one who is told 503 is asked to come again."""
+    studies, hub = machine()
+    study = drawn_study(studies, example_plan(prompts=2), 8)
+    hub.restore()
+    hub.push()
+    other = Studies(Options(studies=tmp_path / "other", votes_dataset="owner/votes"))
+    with closing(other.store) as store:
+        other.hub = Hub("owner/votes", store, other.folder, tmp_path / "other-hub")
+
+        def found_just_before_it_comes_back(identity, find=store.study):
+            try:
+                return find(identity)
+            finally:
+                other.hub.restore()
+
+        monkeypatch.setattr(store, "study", found_just_before_it_comes_back)
+        voting = Voting(other)
+        with pytest.raises(Refusal, match="on their way back") as refused:
+            voting.invitation(study.id)
+        assert refused.value.status == 503 and other.is_whole
+        assert voting.invitation(study.id).open
+        with pytest.raises(Refusal) as refused:
+            voting.invitation("nothing-here")
+        assert refused.value.status == 404
 
 
 @pytest.mark.parametrize("dataset", ["votes", "a/b/c", "../votes", "a b/c", ""])
