@@ -26,6 +26,7 @@ from app.services.scores import Row, Scorer
 from app.state import Options
 from srpo.flow.samplers import Step as SamplerStep
 from srpo.flow.samplers import euler
+from srpo.loading import one_at_a_time
 from srpo.policies import conversion, hub, places
 from srpo.policies.acceleration import Acceleration, choose_acceleration, require_alike
 from srpo.policies.base import Conditioning
@@ -89,6 +90,7 @@ class Engine:
         self._loading = threading.Lock()  # what the page shows at first is loaded beside the first requests
 
     @classmethod
+    @one_at_a_time
     def load(cls, options: Options) -> Engine:
         """The engine of these options. ValueError, one sentence, where a folder is missing or foreign."""
         if not options.model.is_dir():
