@@ -1,5 +1,7 @@
 """Loads of several threads at once, as a page and a training in its process make them."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
@@ -24,3 +26,9 @@ def test_models_loaded_at_once_all_have_their_weights(flux_folder, clip_folder):
 def test_what_builds_a_model_may_have_its_parts_built():
     part = one_at_a_time(lambda: 1)
     assert one_at_a_time(lambda: part() + part())() == 2
+
+
+def test_nobody_is_advised_to_install_what_nothing_here_wants():
+    code = "import srpo.policies.flux, diffusers; diffusers.FluxPipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stderr
