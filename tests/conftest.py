@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may look anything up
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # The locks of devices: no test may wait for a run of the person at this machine, nor make that one wait.
 os.environ["SRPO_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="srpo-locks-")
+# Of several test processes each looks for free ports among its own.
+os.environ["GRADIO_SERVER_PORT"] = str(7860 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 
 import pytest  # the models are imported where a fixture makes them: most tests start without diffusers
 
