@@ -119,7 +119,9 @@ class Watching(Shown):
 
     run: str | None = None
     refusal: Refusal | None = None  # until it is overruled
-    awaits_first_point: bool = False  # the run lives and has no update yet
+    is_live: bool = False  # the run is under way
+    awaits_first_point: bool = False  # and has no update yet
+    to_delete: str | None = None  # the run that the question names
 
 
 @dataclass

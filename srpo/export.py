@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,8 @@ def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str
     config = run.config()
     base = str(config["model"])
     licence, base_name, terms = _licence(base)
-    front = ["---", *licence, f"base_model: {base_name}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    known = [f"base_model: {base_name}"] if "/" in base_name else []  # the Hub refuses a card with any other
+    front = ["---", *licence, *known, "library_name: diffusers", "pipeline_tag: text-to-image"]
     front += ["tags:", "- flux", "- srpo", *(["- lora"] if form != "full" else []), "---"]
     words = config["signal"].get("words", {})
     parts = [
@@ -148,7 +150,9 @@ def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str
         f"## Licences\n\n{terms} The method is by the authors of SRPO (Tencent Hunyuan). Its prompts and its reward "
         "have terms of their own: check those before you publish what was made with them.",
         "<details><summary>Every setting, and the versions it ran with</summary>\n\n```json\n"
-        + json.dumps({"config": config, "environment": run.environment()}, indent=2, ensure_ascii=False)
+        + json.dumps(
+            {"config": _without_folders(config), "environment": run.environment()}, indent=2, ensure_ascii=False
+        )
         + "\n```\n\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
@@ -176,23 +180,33 @@ def _licence(base: str) -> tuple[list[str], str, str]:
         terms = f"These weights derive from {klein} and stay under its licence: {KLEIN_LICENCES[klein]}."
         front = "license: apache-2.0" if KLEIN_LICENCES[klein] == OPEN else "license: other"
         return [front], f"black-forest-labs/{klein}", terms
-    name = Path(base).name
+    name = base if hub.is_id(base) else Path(base).name
     return ["license: other"], name, f"These weights derive from {name} and stay under its licence: name it here."
 
 
 def _usage(run: RunFolder, form: str, base: str) -> str:
     family = _family(run.config()["model"])
+    place = base if "/" in base else f"folder of {base}"
     if form == "full":
         return (
             f"import torch\nfrom diffusers import {family.pipeline}, {family.transformer}\n\n"
             f'transformer = {family.transformer}.from_pretrained("transformer")\n'
-            f'pipe = {family.pipeline}.from_pretrained("{base}", transformer=transformer)'
+            f'pipe = {family.pipeline}.from_pretrained("{place}", transformer=transformer)'
         )
     name = LORA_NAME if form == "lora" else f"{run.name}.safetensors"
     return (
         f"from diffusers import {family.pipeline}\n\n"
-        f'pipe = {family.pipeline}.from_pretrained("{base}")\npipe.load_lora_weights(".", weight_name="{name}")'
+        f'pipe = {family.pipeline}.from_pretrained("{place}")\npipe.load_lora_weights(".", weight_name="{name}")'
     )
+
+
+def _without_folders(settings: Any) -> Any:
+    """The settings without the folders of the machine they come from: of a file's whole path its name, KIND: kept."""
+    if isinstance(settings, Mapping):
+        return {name: _without_folders(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [_without_folders(value) for value in settings]
+    return re.sub(r"^([\w.]+:)?[/~].*/", r"\1", settings) if isinstance(settings, str) else settings
 
 
 def _recipe(config: Mapping[str, Any], words: Mapping[str, Any]) -> list[tuple[str, object]]:

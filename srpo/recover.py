@@ -58,6 +58,8 @@ def draw(options: argparse.Namespace) -> Path:
     out = options.out or Path("recoveries.png")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {out.absolute().parent}: make it, or name another --out")
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {out} has no ending of a picture: call it {out.with_suffix('.png').name}")
     options.text_tokens = painter.base.max_sequence_length
     options.size = painter.settings.height, painter.settings.width
     painter.require_paintable([options.prompt])

@@ -104,13 +104,24 @@ def test_an_earlier_export_is_replaced_whole(full):
 def test_the_card_names_base_recipe_figures_and_licences(full, lora):
     card = model_card(full, "full", None, "float32")
     front = card.split("---")[1]
-    assert "library_name: diffusers" in front and "license:" in front and "base_model:" in front
+    assert "library_name: diffusers" in front and "license:" in front
     assert "| learning rate | 4e-05 |" in card and "| positive words | Real |" in card
     assert "| photo | 0.2 (0.15 to 0.25) | 0.3 (0.25 to 0.35) |" in card
     assert "before training | update 3" in card
     assert "## Licences" in card and '"rollout_steps": 12' in card
     assert "- lora" in model_card(lora, "lora", None, "float32").split("---")[1]
     assert 'weight_name="lora-run.safetensors"' in model_card(lora, "kohya", None, "float32")
+
+
+def test_the_card_tells_no_folder_of_this_machine_and_names_a_base_only_where_the_hub_knows_it(full, tmp_path):
+    settings = full.config() | {"prompts": "/home/me/my project/list.txt", "reward": "hpsv2.1:/home/me/a.pt"}
+    full.write_config(settings)
+    card = model_card(full, "full", None, "float32")
+    assert "/home" not in card and str(tmp_path) not in card
+    assert '"prompts": "list.txt"' in card and '"reward": "hpsv2.1:a.pt"' in card
+    assert "base_model" not in card and 'from_pretrained("folder of ' in card
+    full.write_config(settings | {"model": "someone/their-flux"})
+    assert "base_model: someone/their-flux\n" in model_card(full, "full", None, "float32")
 
 
 def test_the_card_of_flux_dev_carries_its_licence(full):

@@ -14,6 +14,7 @@ from app.services.benchmarks import BenchmarkView
 from app.services.finetune import said_s
 from srpo.evaluation.benchmark import TABLE_1, TABLE_1_NOTE, digits_of, groups_of, is_clear, said, titles_of
 from srpo.rewards.catalogue import CARDS
+from srpo.studies.estimates import MIN_PROMPTS
 
 WHAT_IT_IS = {
     "starting": "starting",
@@ -97,6 +98,11 @@ def table_html(view: BenchmarkView) -> str:
         f"{html.escape(first)} with its own. {UP} and {DOWN} mark a difference whose interval leaves out 0; of models "
         "that do not differ, one in twenty is marked by chance.</p>"
     )
+    if all(entry["low"] is None for (_, _, style), entry in means.items() if style == group):
+        legend = (
+            f'<p class="hint">Means; below each the paired difference to {html.escape(first)}. Fewer than '
+            f"{MIN_PROMPTS} prompts give no intervals, so whether models differ cannot be told: take more.</p>"
+        )
     details = "".join(_details(result, name, title, means, apart) for name, title in titles.items())
     return f'<div class="benchmark-result">{note}{main}{legend}{_lacking(result)}{details}</div>'
 

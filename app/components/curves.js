@@ -4,8 +4,7 @@
 const view = { log: false, smoothing: 0, value: null };
 const inSight = new Set(); // figures
 let due = new Map(); // how each figure is brought up to date, for those that are not
-const drawnAs = new WeakMap(); // the drawing that a plot shows; one that is out of sight keeps an older one
-let drawing = 0;
+const touched = matchMedia("(hover: none)").matches; // by fingers, which hover over nothing
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // Plotly reads some tags in its texts
 
 // Exponential moving average without the bias of its first values; gaps stay gaps.
@@ -49,7 +48,9 @@ function layout(chart, colours, run) {
   const axis = { gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.grid, automargin: true };
   const marks = chart.marks.map((mark) => ({ ...mark, colour: mark.kind === "warning" ? colours.warning : colours.ink }));
   return {
-    autosize: true, height: chart.small ? 190 : 260, margin: { l: 8, r: 10, t: 24, b: 8 },
+    autosize: true, height: chart.small ? 190 : 260, // as in curves.css
+    dragmode: touched ? false : "zoom", // where a finger that is drawn over a chart scrolls the page
+    margin: { l: 8, r: 10, t: 24, b: 8 },
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "x unified",
     font: { family: colours.font, size: 12, color: colours.soft },
     hoverlabel: { bgcolor: colours.paper, bordercolor: colours.grid, font: { color: colours.ink } },
@@ -98,6 +99,7 @@ async function draw() {
   const value = view.value;
   if (!value || !value.charts) return;
   $(".curves-bar").hidden = !value.charts.length;
+  $(".zooms").hidden = touched;
   $(".over").hidden = value.charts.some((chart) => chart.x_title);
   const figures = value.charts.map(figure);
   const shown = [...$(".charts").children];
@@ -126,7 +128,7 @@ async function draw() {
     line: [0, 1, 2, 3, 4, 5, 6, 7].map((number) => colour("--curve-" + number)), ink: colour("--ink"), soft: colour("--soft"),
     grid: colour("--line"), paper: colour("--paper"), warning: colour("--right"), font: style.fontFamily,
   };
-  const config = { displaylogo: false, responsive: true,
+  const config = { displaylogo: false, responsive: true, displayModeBar: touched ? false : "hover", // it would cover the marks
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"] };
   const points = String(Math.max(0, ...value.charts.flatMap((chart) => chart.lines.map((line) => line.y.length))));
   due = new Map(value.charts.map((chart, index) => [figures[index], async () => {

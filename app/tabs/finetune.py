@@ -35,6 +35,7 @@ FIRST_LOOKS_S, LOOKS_S = 1.0, 3.0  # from look to look: while the first point is
 OWN_FILE, TYPED = "own file", "typed here"  # beside the built-in sets of prompts
 ASKING, GOING_ON = "training", "resume"  # what a page may be at work on, each with a Stop of its own
 FINAL = "final"  # beside the checkpoints
+SCROLL = '() => {{ document.querySelector("{}").scrollIntoView({{ block: "center" }}); }}'
 SINKS = [("TensorBoard", "tensorboard"), ("Trackio", "trackio")]
 # The settings that have a field of their own; all others are lines of text.
 FIELDS = {
@@ -117,18 +118,30 @@ class Handlers:
         return self.show(watching, watching.run)
 
     def tick(self, watching: Watching) -> tuple:
-        """(LIVE, then the timer): every second until the first point is there, then slower, as a page costs the run."""
+        """(note, LIVE, then the timer): every second until the first point is there, then slower: a page costs the run.
+
+        A note on a run that went on, or was to end, goes when it has ended.
+        """
         live = self.look(watching)
         pace_s = FIRST_LOOKS_S if watching.awaits_first_point else LOOKS_S
-        return *live, gr.Timer(pace_s) if watching.is_new("pace", pace_s) else gr.skip()
+        has_ended = watching.is_new("lives", watching.is_live) and not watching.is_live
+        return (
+            "" if has_ended else gr.skip(),
+            *live,
+            gr.Timer(pace_s) if watching.is_new("pace", pace_s) else gr.skip(),
+        )
 
     def turned(self, event: gr.EventData) -> Any:
         """The timer, which stands while another tab is read."""
         return gr.Timer(active=told(event, "value") == LABEL)
 
     def choose(self, watching: Watching, chosen: str | None) -> tuple:
-        """(note, then LIVE): the run that the visitor has picked."""
-        return "", *self.show(watching, chosen or None)
+        """(note, note of the panel, download, question, then LIVE): the run that the visitor has picked.
+
+        What the panel said and offered was of the run before.
+        """
+        hidden = gr.update(visible=False)
+        return "", "", hidden, hidden, *self.show(watching, chosen or None)
 
     def show(self, watching: Watching, name: str | None) -> Live:
         """The run of that name, as far as the page does not show it yet; the picker with every run there is."""
@@ -156,7 +169,7 @@ class Handlers:
         snapshot = self.tune.snapshot(name)
         view, versions = snapshot.view(), snapshot.versions()
         live = NOTHING_NEW
-        watching.awaits_first_point = view.is_live and not view.update
+        watching.is_live, watching.awaits_first_point = view.is_live, view.is_live and not view.update
         if watching.is_new("head", head := head_html(view)):
             live = live._replace(head=head)
         if watching.is_new("charts", versions["charts"]):
@@ -386,15 +399,18 @@ class Handlers:
 
     def ask_delete(self, watching: Watching) -> tuple:
         """(the row with the question, the question)."""
+        watching.to_delete = watching.run
         try:
             return gr.update(visible=True), note_html(self.tune.what_deleting_takes(_shown(watching)), "idle")
         except ValueError as error:
             return gr.update(visible=False), note_html(str(error), "failed")
 
     def delete(self, watching: Watching) -> tuple:
-        """(the row with the question, note, then LIVE): the run is gone, another is shown."""
-        said = _said(lambda: self.tune.delete(_shown(watching)))
-        watching.run = None
+        """(the row with the question, note, then LIVE): the run that it named is gone; if it was shown, another is."""
+        name, watching.to_delete = watching.to_delete, None
+        said = _said(lambda: self.tune.delete(_named(name)))
+        if watching.run == name:
+            watching.run = None
         watching.shown.clear()
         live = self.look(watching)
         if watching.run is None:
@@ -520,6 +536,13 @@ def _shown(watching: Watching) -> str:
     return watching.run
 
 
+def _named(name: str | None) -> str:
+    """The name of the run that is to be deleted. BadInput where the question was not asked, or was answered."""
+    if name is None:
+        raise BadInput("No run was named: choose Delete the run first.")
+    return name
+
+
 def _busy(working: bool) -> tuple:
     """Start, Measure and Stop while the form's work is under way, or while none is."""
     return gr.update(interactive=not working), gr.update(interactive=not working), gr.update(interactive=working)
@@ -630,6 +653,10 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
                     extend = gr.Button("Extend the run", elem_id="extend", scale=0, min_width=150)
                     copy = gr.Button("Copy the settings to the form", elem_id="copy", scale=0, min_width=250)
                     delete = gr.Button("Delete the run …", elem_id="delete", scale=0, min_width=150)
+                with gr.Row(visible=False, elem_id="delete-row") as sure:
+                    question = gr.HTML(elem_id="delete-question", apply_default_css=False)
+                    really = gr.Button("Delete for good", variant="stop", elem_id="delete-really", min_width=130)
+                    keep_it = gr.Button("No", elem_id="delete-no", min_width=70)
                 with gr.Row():
                     checkpoint = gr.Dropdown([], label="Checkpoint", min_width=170, elem_id="checkpoint")
                     back = gr.Button("Go back to it, forget what came later", elem_id="go-back", min_width=300)
@@ -645,10 +672,6 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
                     download = gr.DownloadButton(
                         "Download", visible=False, elem_id="download-export", scale=0, min_width=130
                     )
-                with gr.Row(visible=False, elem_id="delete-row") as sure:
-                    question = gr.HTML(elem_id="delete-question", apply_default_css=False)
-                    really = gr.Button("Delete for good", variant="stop", elem_id="delete-really", min_width=130)
-                    keep_it = gr.Button("No", elem_id="delete-no", min_width=70)
                 done = gr.HTML(elem_id="run-note", apply_default_css=False)
     with gr.Accordion("Compare runs", open=False, elem_id="compare-runs"):
         with gr.Row():
@@ -682,11 +705,13 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
     despite.click(do.overrule, watching, [bar_note, *live], **work)
     extend.click(do.extend, [watching, by], [bar_note, *live], **work)
     back.click(do.go_back, [watching, checkpoint], [bar_note, *live], **work)
+    # What these do is seen at the top of the run, and what Copy does in the form, both out of sight from the panel.
+    gr.on([extend.click, back.click], js=SCROLL.format("#run-bar"), **press)
     stop.click(do.stop, watching, [bar_note, stop], **press)
     opened.click(do.open_in_compare, watching, [bar_note, tabs, *sides], **press)
     keep.click(do.keep, [watching, checkpoint], done, **press)
     export.click(do.export, [watching, form, which, dtype], [done, download], **work | {"concurrency_limit": 1})
-    copy.click(do.copy, watching, [said, preset, *filled], **press)
+    copy.click(do.copy, watching, [said, preset, *filled], **press).then(js=SCROLL.format("#tune-note"), **press)
     delete.click(do.ask_delete, watching, [sure, question], **press)
     really.click(do.delete, watching, [sure, done, *live], **press)
     keep_it.click(lambda: gr.update(visible=False), outputs=sure, **press)
@@ -694,10 +719,11 @@ def build(studio: Studio, tab: gr.Tab, tabs: gr.Tabs, sides: tuple[gr.Dropdown, 
 
     preset.input(do.fill, preset, filled, **follow)
     source.change(do.prompt_fields, source, [file, prompts], **follow)
-    gr.on([updates.change, batch.change], do.cost, [updates, batch], start, **follow)
-    run.input(do.choose, [watching, run], [bar_note, *live], **follow)
+    # Also as the tab opens: fields that were filled before they were on the page tell of no change.
+    gr.on([updates.change, batch.change, tab.select], do.cost, [updates, batch], start, **follow)
+    run.input(do.choose, [watching, run], [bar_note, done, download, sure, *live], **follow)
     # One at a time: the next look sees what this one missed.
-    timer.tick(do.tick, watching, [*live, timer], queue=False, **quiet)
+    timer.tick(do.tick, watching, [bar_note, *live, timer], queue=False, **quiet)
     tab.select(do.look, watching, live, **press)
     tab.select(lambda: gr.Timer(active=True), outputs=timer, **press)
     tabs.select(do.turned, outputs=timer, **press)

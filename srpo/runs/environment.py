@@ -32,7 +32,11 @@ def environment(inputs: Mapping[str, str]) -> dict[str, str]:
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """One phrase for each thing that is not as it was: "torch was 2.12.0 and is 2.13.0 now"."""
     names = [name for name in {**then, **now} if name not in MAY_DIFFER and then.get(name) != now.get(name)]
-    return [f"{name} was {then.get(name, 'not recorded')} and is {now.get(name, 'not recorded')} now" for name in names]
+    called = {"sources": "the code of srpo"}
+    return [
+        f"{called.get(name, name)} was {then.get(name, 'not recorded')} and is {now.get(name, 'not recorded')} now"
+        for name in names
+    ]
 
 
 def fingerprint(path: str | Path) -> str:

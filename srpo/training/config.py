@@ -195,9 +195,11 @@ def with_settings(config: TrainConfig, assignments: Sequence[str]) -> TrainConfi
         for parent in parents:
             owner = owner[parent]
         if leaf == "kind":
-            owner.clear()
             kind = KINDS.get(text.strip('"'))
-            owner.update(asdict(kind()) if kind else {})  # so that what follows finds the settings of that kind
+            if kind is None:
+                raise ValueError(f"{name} is {text}; expected {', '.join(KINDS)}")
+            owner.clear()
+            owner.update(asdict(kind()))  # so that what follows finds the settings of that kind
         owner[leaf] = _value(text)
     return config_from_dict(settings)
 
@@ -243,4 +245,6 @@ def _sentence(error: ValidationError) -> str:
     complaints = sorted(error.errors(), key=lambda complaint: complaint["loc"][-1:] == ("kind",))
     place = ".".join(str(part) for part in complaints[0]["loc"])
     message = complaints[0]["msg"].removeprefix("Value error, ")
+    if complaints[0]["type"] == "tuple_type":  # Python's word for it, which nobody can type
+        message = 'expected a list, like ["a", "b"] or [0.1, 0.2]'
     return f"{place}: {message}" if place else message

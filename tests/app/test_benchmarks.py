@@ -219,6 +219,17 @@ def test_the_tab_shows_the_numbers_that_the_command_wrote(do, made):
         assert path.name == f"made.{name}" and path.read_bytes() == (made / f"benchmark.{name}").read_bytes()
 
 
+def test_a_table_without_intervals_says_that_more_prompts_give_them(do, made):
+    file = made / "benchmark.json"
+    result = json.loads(file.read_text())
+    assert "take more" not in do.look(Following()).table
+    for entry in (*result["means"], *result["differences"]):
+        entry["low"] = entry["high"] = None
+    file.write_text(json.dumps(result))
+    table = do.look(Following()).table
+    assert "Fewer than 10 prompts give no intervals" in table and "Means with 95 % intervals" not in table
+
+
 def test_a_page_is_sent_only_what_it_does_not_show(do, made):
     following = Following()
     assert not any(is_skip(value) for value in do.look(following))

@@ -327,8 +327,31 @@ def test_deleting_asks_first_and_shows_another_run_after_it(do, root):
     hidden, said, *live = do.delete(watching)
     assert not hidden["visible"] and "Deleted the run two" in said
     assert Live(*live).run["value"] == "one" and watching.run == "one"
+    do.ask_delete(watching)
     _, _, *live = do.delete(watching)
     assert Live(*live).film == {"updates": []} and Live(*live).charts["charts"] == []
+
+
+def test_the_run_that_is_deleted_is_the_one_that_the_question_named(do, root):
+    for name in ("one", "two"):
+        make_run(root, name)
+    watching = Watching("two")
+    do.ask_delete(watching)
+    _, _, download, question, *_ = do.choose(watching, "one")
+    assert not question["visible"] and not download["visible"]
+    _, said, *_ = do.delete(watching)  # pressed before the question went
+    assert "Deleted the run two" in said and watching.run == "one"
+    _, said, *_ = do.delete(watching)
+    assert "No run was named" in said and (root / "one").exists()
+
+
+def test_a_note_on_a_run_under_way_goes_when_the_run_has_ended(do, root):
+    run, watching = make_run(root, status="running"), Watching()
+    pretend_to_run(run, time.time(), 3)
+    assert is_skip(do.tick(watching)[0])
+    run.write_state("finished", 3, updates=3)
+    assert do.tick(watching)[0] == ""
+    assert is_skip(do.tick(watching)[0])
 
 
 def test_open_in_compare_puts_the_run_on_one_side(do, root):
@@ -405,10 +428,10 @@ def test_a_refused_run_names_what_has_changed_and_offers_to_go_on_all_the_same(d
     live = Live(*live)
     assert said == "" and live.refusal["visible"] and "torch was &lt;1.0&gt; and is" in live.changes and asked == []
     assert {"refusal", "changes"}.isdisjoint(changed(do.look(watching)))
-    away = Live(*do.choose(watching, other.name)[1:])
+    away = Live(*do.choose(watching, other.name)[4:])
     assert not away.refusal["visible"] and away.changes == ""
     assert "Nothing was refused" in list(do.overrule(request_of(), watching))[-1][0]
-    back = Live(*do.choose(watching, "one")[1:])
+    back = Live(*do.choose(watching, "one")[4:])
     assert back.refusal["visible"] and "torch was" in back.changes
     *_, (said, *live) = do.overrule(request_of(), watching)
     assert "Run one goes on." in said and asked == [("one", 15, None, True)]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.app.serving import make_options, served
-from tests.browser.pages import open_panel, open_tab, show_curves
+from tests.browser.pages import open_panel, open_tab, settle_fields, show_curves
 from tests.browser.test_compare import FAINT_TEXT
 
 pytestmark = pytest.mark.browser
@@ -121,6 +121,29 @@ def test_start_watch_stop_resume_and_open_in_compare(open_page, keep):
     page.locator("#generate").click()
     page.wait_for_selector('.stage[data-phase="done"]')
     keep(page, "finetune-in-compare")
+
+
+def test_charts_stay_apart_when_the_page_gets_narrower(open_page):
+    page = open_page(1440, 1200)
+    open_form(page)
+    begin(page, "turned", 2, every=1)
+    wait_for(page, "finished")
+    show_curves(page, "#curves")
+    page.set_viewport_size({"width": 390, "height": 844})
+    settle_fields(page)
+    show_curves(page, "#curves")
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("#curves figure .plot")].every((plot) => plot.clientWidth < 390
+          && plot.clientHeight === Number(plot.querySelector(".main-svg").getAttribute("height")))"""
+    )
+
+
+def test_a_start_says_what_it_will_do_however_late_its_tab_is_opened(open_page):
+    page = open_page()
+    page.wait_for_selector("#status:has-text('Models ready')")
+    page.wait_for_timeout(2000)  # the form has been filled, behind its tab
+    open_tab(page, "Fine-tune")
+    page.locator("#start", has_text="Start 18 updates of 8 prompts").wait_for()
 
 
 def test_pictures_wait_for_a_run_and_go_on_after_it(open_page):

@@ -60,6 +60,7 @@ def test_the_command_writes_a_sheet_of_any_picture(tmp_path, capsys):
     [
         (["nowhere.png"], "No such file"),
         (["--sigmas", "1.5", "--steps", "1"], "--sigmas must lie within 0 and 1, not 1.5"),
+        (["--out", "sheets"], "--out sheets has no ending of a picture: call it sheets.png"),
         (["--model", "nowhere"], "there is no model at nowhere"),
         (["--size", "100,100", "--steps", "1"], "multiples of 16"),
     ],
