@@ -22,6 +22,8 @@ class Page(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> Any:
         """What the handler is given. gr.Error, one sentence, for values that the components cannot read."""
         try:
+            if block_fn.fn is None:
+                raise ValueError("an event of the browser alone")
             for part, value in zip(block_fn.inputs, inputs, strict=False):
                 if isinstance(part, gr.Dropdown) and not _is_choice(value, part.multiselect):
                     raise ValueError(f"no choice of {part.elem_id}")  # with values of one's own it takes any type

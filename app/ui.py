@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from gradio.route_utils import FnIndexInferError
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app import theme
 from app.blocks import Page
+from app.doors import Doors, unreadable
 from app.owners import owners_see, reserved
 from app.services.public import OWN_S
 from app.services.studio import Studio
@@ -100,7 +103,12 @@ def launch_options(studio: Studio) -> dict[str, Any]:
         "quiet": True,
         "app_kwargs": {
             "routes": routes(Voting(studio.studies)),  # before Gradio's own, which answer any address
-            "exception_handlers": {FnIndexInferError: no_such_event, KeyError: no_such_event},
+            "exception_handlers": {
+                FnIndexInferError: no_such_event,
+                KeyError: no_such_event,
+                RequestValidationError: unreadable,
+            },
+            "middleware": [Middleware(Doors)],
         },
         "_frontend": False,  # or Gradio gives up where its own page takes three seconds to answer, on a busy machine
         "footer_links": [],

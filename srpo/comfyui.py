@@ -127,7 +127,7 @@ def read(text: str) -> Reading:
         graph = _from_editor(content) if isinstance(content, dict) and "nodes" in content else _from_prompt(content)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise ValueError("the workflow is not in a form that ComfyUI writes") from error
-    return _reading(graph)
+    return _reading(_without_reroutes(graph))
 
 
 def read_texts(texts: Mapping[str, str]) -> Reading | None:
@@ -263,13 +263,30 @@ def _upstream(graph: Graph, name: str) -> Iterator[_Node]:
 
 
 def _source(graph: Graph, link: Any) -> _Node | None:
-    """The node at the other end, reroutes passed over; None where there is none."""
-    for _ in range(MAX_NODES):
-        node = graph.get(link.node) if isinstance(link, _Link) else None
-        if node is None or node.type != "Reroute":
-            return node
-        link = next((value for value in node.inputs.values() if isinstance(value, _Link)), None)
-    return None
+    """The node at the other end; None where there is none."""
+    return graph.get(link.node) if isinstance(link, _Link) else None
+
+
+def _without_reroutes(graph: Graph) -> Graph:
+    """The same graph, whose links lead past the reroutes; into a circle of them, to nothing.
+
+    Each is followed once: a file may hold thousands, in circles, and ask for them from everywhere.
+    """
+    ends: dict[str, str | None] = {}
+    for name in graph:
+        way: dict[str, None] = {}
+        at: str | None = name
+        while at in graph and graph[at].type == "Reroute" and at not in ends and at not in way:
+            way[at] = None
+            at = next((value.node for value in graph[at].inputs.values() if isinstance(value, _Link)), None)
+        end = ends.get(at, None if at in way else at)
+        ends |= dict.fromkeys(way, end)
+    for node in graph.values():
+        for key, value in node.inputs.items():
+            if isinstance(value, _Link) and value.node in ends:
+                end = ends[value.node]
+                node.inputs[key] = None if end is None else _Link(end, value.slot)
+    return graph
 
 
 def _value(graph: Graph, node: _Node | None, name: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from srpo.loading import one_at_a_time
@@ -39,7 +39,15 @@ def forms_of(run: RunFolder) -> tuple[str, ...]:
     """The forms a run can take: a LoRA all of them, but kohya's is for FLUX.1; full weights only their own."""
     if not is_lora(run):
         return ("full",)
-    return ("lora", "kohya", "full") if _family(run.config().get("model", "")).kohya else ("lora", "full")
+    return ("lora", "kohya", "full") if _family(_base(run)).kohya else ("lora", "full")
+
+
+def _base(run: RunFolder) -> str:
+    """The base model that the run names. ValueError where it names none."""
+    model = run.config().get("model", "")
+    if not isinstance(model, str):
+        raise ValueError(f"{run.name} has {str(model)[:40]!r} for its base model: its config.json is not one of ours")
+    return model
 
 
 def is_lora(run: RunFolder) -> bool:
@@ -78,8 +86,11 @@ def export(run: RunFolder, form: str, *, update: int | None = None, dtype: str =
 
     def write(temporary: Path) -> None:
         writers = {"full": _write_full, "lora": _write_lora, "kohya": _write_kohya}
-        writers[form](run, source, temporary, DTYPES[dtype])
-        (temporary / "README.md").write_text(model_card(run, form, update, dtype), encoding="utf-8")
+        try:
+            writers[form](run, source, temporary, DTYPES[dtype])
+        except SafetensorError as error:
+            raise ValueError(f"{source} is damaged: {error}") from error
+        (temporary / "README.md").write_text(_card(run, form, update, dtype), encoding="utf-8")
 
     shutil.rmtree(folder, ignore_errors=True)
     write_folder(folder, write)
@@ -87,7 +98,7 @@ def export(run: RunFolder, form: str, *, update: int | None = None, dtype: str =
 
 
 def _write_full(run: RunFolder, source: Path, folder: Path, dtype: torch.dtype) -> None:
-    model = run.config()["model"]
+    model = _base(run)
     base = (hub.downloaded(model) or Path(model)) / "transformer"
     if not (base / "config.json").is_file():
         raise ValueError(f"the base model's configuration is not at {base}: a full export needs it")
@@ -128,6 +139,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         metadata = dict(file.metadata() or {})
         metadata.pop("format", None)
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 no mapping
+
+
+def _card(run: RunFolder, form: str, update: int | None, dtype: str) -> str:
+    """The model card. ValueError where the run's settings are not whole."""
+    try:
+        return model_card(run, form, update, dtype)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the settings of {run.name} are not whole ({error}): its config.json is not one of ours"
+        ) from error
 
 
 def model_card(run: RunFolder, form: str, update: int | None, dtype: str) -> str:
@@ -185,7 +206,7 @@ def _licence(base: str) -> tuple[list[str], str, str]:
 
 
 def _usage(run: RunFolder, form: str, base: str) -> str:
-    family = _family(run.config()["model"])
+    family = _family(_base(run))
     place = base if "/" in base else f"folder of {base}"
     if form == "full":
         return (

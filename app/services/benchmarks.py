@@ -348,8 +348,13 @@ class Benchmarks:
 
         def begin() -> BenchmarkFolder:
             _require_alike(folder, order)
-            prompts = _write_lists(folder.path / PROMPTS, order.lists)
-            folder.start([*order.words, "--prompts", str(prompts.resolve())], self.options.device)
+            prompts = (folder.path / PROMPTS).resolve()
+
+            def prepare() -> None:  # once the folder is ours: another start may have come in between
+                _require_alike(folder, order, is_ours=True)
+                _write_lists(prompts, order.lists)
+
+            folder.start([*order.words, "--prompts", str(prompts)], self.options.device, prepare)
             return folder
 
         yield (yield from begin_when_free(self.device, begin, stop))
@@ -502,14 +507,16 @@ class Benchmarks:
         return (*map(str, shape), *request.own, *request.rewards)
 
 
-def _require_alike(folder: BenchmarkFolder, order: Order) -> None:
+def _require_alike(folder: BenchmarkFolder, order: Order, *, is_ours: bool = False) -> None:
     """Nothing where the folder is new, or holds a benchmark of the same pictures that nobody works on; else BadInput.
+
+    is_ours: nobody else can work on it, as its lock is held by us.
 
     The command refuses as much, but the folder would then say that it has failed.
     """
     if not folder.path.is_dir():
         return
-    if folder.lock().is_held():
+    if not is_ours and folder.lock().is_held():
         raise BadInput(f"The benchmark {folder.name} is at work already: stop it first, or choose another name.")
     try:
         asked, tasks = folder.asked(), folder.tasks()

@@ -289,7 +289,7 @@ class FineTune:
 
     def planned(self, name: str) -> int:
         """How many updates the run is to have."""
-        return int(self._written_settings(name)["updates"])
+        return self._written_settings(name)["updates"]
 
     def what_deleting_takes(self, name: str) -> str:
         """The question before a run is deleted."""
@@ -332,11 +332,12 @@ class FineTune:
         snapshots = {name: self.snapshot(name) for name in names}
         try:
             settings = [dict(flat(self._run(name).config())) for name in names]
-        except ValueError as error:
+            films = {name: snapshot.film() for name, snapshot in snapshots.items()}
+        except (ValueError, OSError) as error:
             raise BadInput(sentence(error)) from None
         keys = dict.fromkeys(key for of_run in settings for key in of_run)
         rows = {key: tuple(_value_said(of_run.get(key, "–")) for of_run in settings) for key in keys}
-        samples, note = _same_samples({name: snapshot.film() for name, snapshot in snapshots.items()})
+        samples, note = _same_samples(films)
         return Comparison(
             names,
             comparison_charts({name: (snapshot.records, snapshot.validations) for name, snapshot in snapshots.items()}),
@@ -350,7 +351,10 @@ class FineTune:
         run = self._run(name)
         if run.weights.is_file():
             return f"{RUN}{name}"
-        there, best = run.checkpoint_updates(), run.best()
+        try:
+            there, best = run.checkpoint_updates(), run.best()
+        except (ValueError, OSError) as error:
+            raise BadInput(sentence(error)) from None
         if not there:
             raise BadInput(f"The run {name} has no weights yet: wait for its first checkpoint.")
         return f"{RUN}{name}@{best.update if best and best.update in there else there[-1]}"
@@ -393,6 +397,11 @@ class FineTune:
             raise BadInput(sentence(error)) from None
         if lacking := next((key for key in ("prompts", "updates") if key not in settings), None):
             raise BadInput(f"The settings of the run {name} lack {lacking!r}: its config.json is not one of ours.")
+        for key, kind in (("prompts", str), ("updates", int)):
+            if type(settings[key]) is not kind:
+                raise BadInput(
+                    f"The settings of the run {name} have {str(settings[key])[:40]!r} for {key!r}: edit them back."
+                )
         return settings
 
     def _changes(self, run: RunFolder) -> list[str]:

@@ -461,12 +461,12 @@ class Guide:
     @contextmanager
     def _at_once(self) -> Iterator[Engine]:
         """The engine with the device ours, for work of a moment. NotNow where either would take a while."""
-        engine = self._engine()
+        self._engine()  # where it is not loaded, nobody waits for the device
         with self.studio.device.turn() as turn:
             if ahead := turn.wait(PATIENCE_S):
                 raise NotNow(f"Waiting for the device: {ahead} ahead of you.")
             _now(wait_for_device(turn, StopFlag()))
-            yield engine
+            yield self._engine()  # the one of now: before our turn, another memory mode may have replaced it
 
     def _painting(self, engine: Engine, request: CompareRequest, seed: int, stop: StopFlag) -> Iterator[Step | Painted]:
         """Steps of the base model, then the picture, kept for the other steps. One that is kept takes no step."""

@@ -168,7 +168,7 @@ def _a1111(text: str) -> dict[str, Any]:
     if at is None:
         raise BadInput("The “parameters” text in that PNG is not in the form other tools write.")
     head = [line for line in lines[:at] if not line.startswith("Negative prompt:")]
-    found = {name.strip(): value.strip() for name, value in re.findall(r"([\w ]+): ([^,]*)", lines[at])}
+    found = {name.strip(): value.strip() for name, value in re.findall(r"([\w ]{1,60}): ([^,]*)", lines[at])}
     raw: dict[str, Any] = {"prompt": " ".join(head).strip()}
     for name, key in (("Seed", "seed"), ("Steps", "steps"), ("Distilled CFG Scale", "guidance")):
         if name in found:

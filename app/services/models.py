@@ -233,12 +233,12 @@ def _weights_of(run: RunFolder) -> list[Model]:
     found = [Model(f"{RUN}{run.name}", f"Run {run.name}", run.weights)] if run.weights.is_file() else []
     try:
         kept, best, state = run.checkpoint_updates(), run.best(), run.state()
-    except (ValueError, OSError):  # a folder that cannot be read offers no more
-        return found
-    if best is not None and best.update in kept and not (found and state and state.update == best.update):
-        found.append(_checkpoint(run, best.update, "best, "))
-    elif kept and not found:
-        found.append(_checkpoint(run, kept[-1]))
+        if best is not None and best.update in kept and not (found and state and state.update == best.update):
+            found.append(_checkpoint(run, best.update, "best, "))
+        elif kept and not found:
+            found.append(_checkpoint(run, kept[-1]))
+    except (ValueError, OSError):  # a folder that cannot be read offers no more, nor a checkpoint that has just gone
+        pass
     return found
 
 

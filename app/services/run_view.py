@@ -20,6 +20,7 @@ from srpo.runs.records import LIVE, BestRecord, RunState, UpdateRecord, Validati
 MAX_READ = 10_000  # records of a log; of a longer one an even choice is read
 MAX_READERS = 8
 RECENT = 20  # updates whose speed counts
+LONGEST_S = 1e7  # of an update or a validation: what a record says beyond it tells no speed
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ class RunReader:
         updates, rows = [], []
         for update, pictures in sorted(samples.pictures.items()):
             if len(pictures) == len(samples.prompts):  # else they are being written
-                rows.append(tuple(self._pictures.publish(self._served, picture) for picture in pictures))
+                try:
+                    row = tuple(self._pictures.publish(self._served, picture) for picture in pictures)
+                except OSError:  # removed since they were listed, as a run goes back, or no pictures
+                    continue
+                rows.append(row)
                 updates.append(update)
         if not rows:
             return Film(self.run.name)
@@ -176,22 +181,24 @@ class Snapshot:
 
     def _speed(self, state: RunState) -> tuple[float | None, float | None]:
         """(updates per minute over the last ones, seconds to the planned end)."""
-        recent = [record.seconds for record in self.records[-RECENT:]]
-        if not recent:
-            return None, None
-        update_s = statistics.fmean(recent)
-        if not update_s > 0:
+        recent = _seconds(self.records[-RECENT:])
+        if not recent or not (update_s := statistics.fmean(recent)) > 0:
             return None, None
         left = max(0, state.updates - state.update)
         return 60 / update_s, left * update_s + self._validations_left_s(state, left)
 
     def _validations_left_s(self, state: RunState, left: int) -> float:
         """How long the validations still to come will take, as far as those that were tell."""
-        if len(self.validations) < 2:
-            return sum(record.seconds for record in self.validations) if self.validations and left else 0.0
+        seconds = _seconds(self.validations)
+        if len(seconds) < 2:
+            return sum(seconds) if left else 0.0
         every = self.validations[-1].update - self.validations[-2].update
-        mean_s = statistics.fmean(record.seconds for record in self.validations)
+        mean_s = statistics.fmean(seconds)
         return mean_s * -(-left // every) if every > 0 else 0.0
+
+
+def _seconds(records: Sequence[UpdateRecord | ValidationRecord]) -> list[float]:
+    return [record.seconds for record in records if 0 <= record.seconds <= LONGEST_S]
 
 
 class RunBook:

@@ -158,7 +158,8 @@ class Studio:
 
     def arrangement(self) -> str:
         """How the models are kept and run, and why, in sentences; nothing while they load."""
-        return "" if self._engine is None else self._engine.manner()
+        engine = self._engine  # looked at once: another memory mode takes it away
+        return "" if engine is None else engine.manner()
 
     def status(self) -> Status:
         """The state of the models, in a sentence for the page."""
@@ -211,7 +212,8 @@ class Studio:
 
     def count_tokens(self, text: str) -> tuple[int, int] | None:
         """Tokens of a text and how many the model reads; None while the models load."""
-        return self._engine.base.count_tokens(text) if self._engine is not None else None
+        engine = self._engine  # as above
+        return None if engine is None else engine.base.count_tokens(text)
 
     def notice(self, settings: Settings) -> str:
         """What a visitor should know about these settings, or nothing."""

@@ -26,7 +26,7 @@ from srpo.studies.images import bring, encode, keep, leaks, plain, remove_strang
 from srpo.studies.schedule import Shown
 from srpo.studies.schedule import pictures as pictures_of
 from srpo.studies.schema import Model, Plan
-from srpo.studies.store import Picture, Study, Unavailable
+from srpo.studies.store import Picture, Refused, Study, Unavailable
 
 SHOWN_ROWS = 6  # of the strip, the newest first
 STEPS_S = 0.2  # from step to step that the page is told of: a small model takes hundreds in a second
@@ -81,7 +81,7 @@ def make_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Gri
     models = _weights(studio, study)
     require_comparable(studio, models)
     view = _blank(studio, study, "waiting", "")
-    yield from _to_the_end(studio, study, view, _make(studio, study, models, view, stop), (Unavailable,))
+    yield from _to_the_end(studio, study, view, _make(studio, study, models, view, stop), (Refused, Unavailable))
 
 
 def bring_pictures(studio: Studio, identity: str, stop: StopFlag) -> Iterator[Grid]:
@@ -148,7 +148,7 @@ def _make(studio: Studio, study: Study, models: list[Weights], view: Grid, stop:
                     random.SystemRandom().shuffle(lacking)  # nor does the order of the files tell the models
                     hashes = {key: hashlib.sha256(encode(image)).hexdigest() for key, image in images.items()}
                     kept = [keep(folder, shown, images[shown.model], hashes[shown.model]) for shown in lacking]
-                    studio.studies.store.add_pictures(study.id, kept)
+                    studio.studies.store.add_pictures(study.id, kept, study.sha256)
                     made, done = made + len(kept), done + len(kept)
                     known |= {picture.shown: picture for picture in kept}
                     row = _row(studio, study, known, (prompt, seed))

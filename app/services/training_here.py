@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from app.services.device import StopFlag
 from app.services.lending import by_the_call
-from srpo.runs import DeviceLock, RunFolder
+from srpo.runs import Busy, DeviceLock, RunFolder
 from srpo.runs.claim import take_run
 from srpo.runs.control import require_more, require_name, require_way_back
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 BEGINS_WITHIN_S = 30.0  # until a run has its folder: a worker may have to be started first
 SAVES_WITHIN_S = 60.0  # once asked to stop
+LEAVES_WITHIN_S = 0.3  # once its locks are free
 
 
 @by_the_call
@@ -118,14 +119,21 @@ class TrainingHere:
     def _begin(self, order: Order) -> RunFolder:
         """The run, once its folder says that it begins. What keeps it from having one is raised."""
         DeviceLock(order.config.device).require_free()
+        path = order.run.path.resolve()
         training, before = _Training(order), order.run.state()
         # The caller's context tells who asks, which is whose time on a lent device it is.
         training.thread = threading.Thread(
             target=copy_context().run, args=(self._draw, training), name=f"train {order.run.name}", daemon=True
         )
         with self._lock:
-            self._under_way[order.run.path.resolve()] = training
-        training.thread.start()
+            ending = self._under_way.get(path)
+        if ending is not None:  # its locks are free a moment before it is gone
+            ending.thread.join(LEAVES_WITHIN_S)
+        with self._lock:
+            if path in self._under_way:  # two were asked for at once; only the first is ours to stop
+                raise Busy(f"{order.run.name} is being worked on: stop it first")
+            self._under_way[path] = training
+            training.thread.start()
         give_up_s = time.monotonic() + BEGINS_WITHIN_S
         while training.thread.is_alive() and order.run.state() == before and time.monotonic() < give_up_s:
             time.sleep(0.02)

@@ -138,6 +138,7 @@ class Handlers:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.book = StudyBook(studio)
+        self._quick_file = 0, Path()  # the latest table of quick votes, and of how many
 
     # Looking
 
@@ -488,10 +489,12 @@ class Handlers:
             return note_html(str(error), "failed"), gr.update(visible=False)
         if not votes:
             return quick_html([]), gr.update(visible=False)
-        path = self.studio.pictures.root / f"quick-{len(votes)}" / "quick-votes.csv"  # votes are only ever added
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
+        count, path = self._quick_file
+        if count != len(votes) or not path.exists():  # votes are only ever added
+            # Below a name that nobody guesses: whoever has seen a picture knows the folder above; these are prompts.
+            path = self.studio.pictures.new_folder() / "quick-votes.csv"
             path.write_bytes(quick_csv(votes))
+            self._quick_file = len(votes), path
         return quick_html(tallies(votes)), gr.update(value=str(path), visible=True)
 
     def _said(self, looking: Looking, act: Callable[[], str], *, phase: str = "ready", chooses: bool = False) -> tuple:

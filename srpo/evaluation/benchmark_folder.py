@@ -17,7 +17,8 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +29,15 @@ from srpo.runs.atomic import TEMPORARY, write_text
 from srpo.runs.claim import Handover
 from srpo.runs.control import spawn
 from srpo.runs.locks import Busy, DeviceLock, FileLock
-from srpo.runs.processes import job_of, send, this_job
-from srpo.runs.records import JobRecord
+from srpo.runs.processes import is_alive, job_of, send, this_job
+from srpo.runs.records import JobRecord, as_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of pictures made elsewhere; ours are PNG
 ASKED, PLAN, STATE, JOB, LOG = "asked.json", "plan.json", "state.json", "job.json", "log.txt"
 RESULT, TABLE, SHEET = "benchmark.json", "benchmark.md", "benchmark.csv"
 PARTS = ("rewards", "models", "styles", "means", "differences")  # of a result
 LIVE = ("starting", "running")
+NAMED_WITHIN_S = 5.0  # a process that has just begun
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class BenchmarkFolder:
     def tasks(self) -> list[Task]:
         """What every model paints. ValueError where the plan cannot be read."""
         try:
-            return [Task(**picture) for picture in read_object(self.path / PLAN)["pictures"]]
-        except (KeyError, TypeError) as error:
+            return [as_record(Task, picture) for picture in read_object(self.path / PLAN)["pictures"]]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path / PLAN} cannot be read: {error}") from error
 
     # Pictures
@@ -119,7 +121,7 @@ class BenchmarkFolder:
 
     def begin(self, device: str) -> None:
         """Notes that this process works on it."""
-        write_text(self.path / JOB, json.dumps(asdict(this_job(device))) + "\n")
+        self._note(this_job(device))
 
     def say(self, state: State) -> None:
         write_text(self.path / STATE, json.dumps(asdict(state)) + "\n", durable=not state.is_live)
@@ -127,8 +129,8 @@ class BenchmarkFolder:
     def state(self) -> State:
         """How far it is. Where nobody works on it any more although it says so, it was stopped, or failed at once."""
         try:
-            said = State(**read_object(self.path / STATE))
-        except (OSError, TypeError, ValueError):
+            said = as_record(State, read_object(self.path / STATE))
+        except (OSError, ValueError):
             said = State("starting")
         if self.lock().is_held():
             return said if said.is_live else State("starting")
@@ -141,14 +143,19 @@ class BenchmarkFolder:
 
     def stop(self) -> bool:
         """True where the process at work was told to end, which costs it no finished picture; False where none is."""
-        job = self._job()
-        return job is not None and self.lock().is_held() and send(job, signal.SIGTERM)
+        give_up = time.monotonic() + NAMED_WITHIN_S
+        while (job := self._job()) is None or not is_alive(job):  # one that has just begun is not named yet
+            if not self.lock().is_held() or time.monotonic() > give_up:
+                return False
+            time.sleep(0.02)
+        return self.lock().is_held() and send(job, signal.SIGTERM)
 
-    def start(self, arguments: Sequence[str], device: str) -> None:
+    def start(self, arguments: Sequence[str], device: str, prepare: Callable[[], None] = lambda: None) -> None:
         """Begins `python -m srpo.benchmark` on the folder, as a process that outlives us.
 
-        It inherits the locks of the device and of the folder, so nobody comes in between. Busy, one sentence, where
-        another has either of them; ValueError where no process can be started.
+        prepare: is called once the folder is ours, to write what the process will read. The process inherits the locks
+        of the device and of the folder, so nobody comes in between. Busy, one sentence, where another has either of
+        them; ValueError where no process can be started.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         device_lock, lock = DeviceLock(device), self.lock()
@@ -157,6 +164,7 @@ class BenchmarkFolder:
             if not lock.acquire():
                 raise Busy(f"another benchmark is at work in {self.path}: wait for its end, or stop it")
             try:
+                prepare()
                 self._launch(arguments, device_lock, lock)
             finally:
                 lock.release()
@@ -177,13 +185,16 @@ class BenchmarkFolder:
         except OSError as error:
             raise ValueError(f"no process could be started: {error}") from error
         with suppress(ProcessLookupError):  # it has ended already, and has said why
-            write_text(self.path / JOB, json.dumps(asdict(job_of(process.pid, device.device))) + "\n")
+            self._note(job_of(process.pid, device.device))
         threading.Thread(target=process.wait, daemon=True).start()  # takes its remains away when it ends
+
+    def _note(self, job: JobRecord) -> None:
+        write_text(self.path / JOB, json.dumps(asdict(job)) + "\n")
 
     def _job(self) -> JobRecord | None:
         try:
-            return JobRecord(**read_object(self.path / JOB))
-        except (OSError, TypeError, ValueError):
+            return as_record(JobRecord, read_object(self.path / JOB))
+        except (OSError, ValueError):
             return None
 
     def _last_words(self) -> str:
@@ -209,7 +220,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """The object of a JSON file. ValueError, naming it, for anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} cannot be read: an object is expected")

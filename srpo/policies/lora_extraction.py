@@ -22,7 +22,7 @@ from torch import Tensor
 
 from srpo.policies.lora_layouts import PREFIX
 from srpo.policies.places import Pieces, find
-from srpo.policies.tensors import read_weight, shape_of
+from srpo.policies.tensors import is_finite, read_weight, shape_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def extract(
         before = read_weight(ours[name], torch.float32)
         after = read_weight(theirs[name], torch.float32)
         difference = (after - before).to(device)
+        if not is_finite(difference):
+            raise ValueError(f"{name} is not finite in {tuned if is_finite(before) else base}: choose whole weights.")
         energy = 1.0
         if len(difference.shape) != 2:
             if difference.any():

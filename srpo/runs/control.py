@@ -185,8 +185,9 @@ def stop_run(run: RunFolder, grace_s: float = GRACE_S) -> RunState | None:
         if killed_at is not None and now - killed_at > KILLED_WITHIN_S:
             raise ValueError(f"process {job.pid} cannot be ended, it waits for its disk or device: restart the machine")
         time.sleep(0.02)
-    if run.state().status not in LIVE:  # it has said itself how it ended
-        return run.state()
+    state = run.state()
+    if state is None or state.status not in LIVE:  # it has said itself how it ended
+        return state
     how = "it was ended before it could say so" if killed_at is None else f"it did not answer within {grace_s:g} s"
     return _close(run, "stopped", f"{how}; {_goes_on(run)}")
 
@@ -292,14 +293,14 @@ def _job_at_last(run: RunFolder) -> JobRecord | None:
     return job
 
 
-def _close(run: RunFolder, status: Literal["stopped", "lost"], message: str) -> RunState:
+def _close(run: RunFolder, status: Literal["stopped", "lost"], message: str) -> RunState | None:
     """Writes how a run ended whose job cannot any more; not where another job has just taken it up."""
     lock = FileLock(run.path)
     if not lock.acquire():
         return run.state()
     state = run.state()
     try:
-        if state.status in LIVE:
+        if state is not None and state.status in LIVE:
             run.write_state(status, state.update, message, updates=state.updates)
         return run.state()
     except OSError:  # a folder that can only be read
@@ -314,7 +315,10 @@ def _goes_on(run: RunFolder) -> str:
 
 
 def _is_stalled(run: RunFolder, job: JobRecord) -> bool:
-    began = datetime.fromisoformat(job.began).timestamp()
+    try:
+        began = datetime.fromisoformat(job.began).timestamp()
+    except OverflowError as error:  # a year that no clock here knows
+        raise ValueError(f"{run.name} says of its process that it began at {job.began[:40]!r}") from error
     beat, now = run.heartbeat(), time.time()
     if beat is None or beat.time < began:  # an earlier job's
         return now - began > STALLED_AFTER_S

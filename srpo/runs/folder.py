@@ -22,7 +22,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,16 @@ from typing import Any, TypeVar
 from srpo.runs.atomic import TEMPORARY, remove_folder, remove_temporary, write_folder, write_text
 from srpo.runs.environment import environment
 from srpo.runs.lines import BLOCK, Lines, append_line, cut_back, read_lines
-from srpo.runs.records import BestRecord, Heartbeat, JobRecord, RunState, Status, UpdateRecord, ValidationRecord
+from srpo.runs.records import (
+    BestRecord,
+    Heartbeat,
+    JobRecord,
+    RunState,
+    Status,
+    UpdateRecord,
+    ValidationRecord,
+    as_record,
+)
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 LORA_NAME = "pytorch_lora_weights.safetensors"
@@ -128,9 +138,7 @@ class RunFolder:
 
     def checkpoint_updates(self) -> list[int]:
         """The updates with a checkpoint, ascending. Whether its files are still whole shows when it is loaded."""
-        return sorted(
-            int(manifest.parent.name[7:]) for manifest in self.checkpoints.glob(f"update-*[0-9]/{MANIFEST_NAME}")
-        )
+        return sorted(_by_update(manifest.parent for manifest in self.checkpoints.glob(f"update-*/{MANIFEST_NAME}")))
 
     def checkpoint_weights(self, update: int) -> Path:
         """The weights in that update's checkpoint. ValueError where there is none."""
@@ -157,14 +165,14 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The settings. ValueError where they cannot be read."""
-        return self._read_json("config.json")
+        return self._read_object("config.json")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         self._write_json("config.json", config)
 
     def environment(self) -> dict[str, str]:
         """The versions, code and inputs the run began with. ValueError where they cannot be read."""
-        return self._read_json("environment.json")
+        return self._read_object("environment.json")
 
     def write_environment(self, account: Mapping[str, str]) -> None:
         self._write_json("environment.json", account)
@@ -218,14 +226,14 @@ class RunFolder:
         after: what an earlier call returned, so that only new lines are read. at_most: of a huge log, about so many
         evenly spread ones. ValueError, naming the line, where another line cannot be read.
         """
-        return read_lines(self._file("progress.jsonl"), lambda line: UpdateRecord(**line), after, at_most)
+        return read_lines(self._file("progress.jsonl"), lambda line: as_record(UpdateRecord, line), after, at_most)
 
     def append_progress(self, record: UpdateRecord) -> None:
         append_line(self._file("progress.jsonl"), asdict(record))
 
     def validation(self, after: Lines[ValidationRecord] | None = None) -> Lines[ValidationRecord]:
         """The validations so far; `after` and errors as for `progress`."""
-        return read_lines(self._file("validation.jsonl"), lambda line: ValidationRecord(**line), after)
+        return read_lines(self._file("validation.jsonl"), lambda line: as_record(ValidationRecord, line), after)
 
     def append_validation(self, record: ValidationRecord) -> None:
         append_line(self._file("validation.jsonl"), asdict(record))
@@ -245,12 +253,14 @@ class RunFolder:
         folder = self._file("samples")
         if not (folder / "samples.json").exists():
             return Samples([], [], {})
-        named = self._read_json("samples/samples.json")
+        named = self._read_object("samples/samples.json")
+        prompts, seeds = named.get("prompts"), named.get("seeds")
+        if not (_are(str, prompts) and _are(int, seeds) and len(prompts) == len(seeds)):
+            raise ValueError(f"{folder / 'samples.json'} cannot be read: as many prompts as seeds are expected")
         pictures = {
-            int(found.name.removeprefix("update-")): sorted(found.glob("*.png"))
-            for found in folder.glob("update-*[0-9]")
+            update: sorted(found.glob("*.png")) for update, found in _by_update(folder.glob("update-*")).items()
         }
-        return Samples(named["prompts"], named["seeds"], dict(sorted(pictures.items())))
+        return Samples(prompts, seeds, dict(sorted(pictures.items())))
 
     def write_samples(self, update: int, prompts: list[str], seeds: list[int], write: Callable[[Path], object]) -> None:
         """Adds the pictures that `write(folder)` puts there as 00.png, 01.png ..., one for each prompt and seed."""
@@ -264,7 +274,12 @@ class RunFolder:
 
     def kept(self) -> list[int]:
         """The updates whose checkpoints the user wants to keep, ascending. ValueError as `state`."""
-        return self._read_json("kept.json") if self._file("kept.json").exists() else []
+        if not self._file("kept.json").exists():
+            return []
+        kept = self._read_json("kept.json")
+        if not _are(int, kept):
+            raise ValueError(f"{self._file('kept.json')} cannot be read: a list of updates is expected")
+        return kept
 
     def keep(self, update: int, yes: bool = True) -> None:
         """Marks a checkpoint as to be kept whatever comes, or no more. ValueError where there is no such one."""
@@ -305,15 +320,23 @@ class RunFolder:
         """The record in a file, None where there is no such file. ValueError where it cannot be read."""
         if not self._file(name).exists():
             return None
+        said = self._read_json(name)
         try:
-            return kind(**self._read_json(name))
-        except TypeError as error:
+            return as_record(kind, said)
+        except ValueError as error:
             raise ValueError(f"{self._file(name)} is not what a run says there: {error}") from error
+
+    def _read_object(self, name: str) -> dict[str, Any]:
+        """The object in a file. ValueError where it cannot be read, or is none."""
+        found = self._read_json(name)
+        if not isinstance(found, dict):
+            raise ValueError(f"{self._file(name)} cannot be read: an object is expected")
+        return found
 
     def _read_json(self, name: str) -> Any:
         try:
             return json.loads(self._file(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{self._file(name)} cannot be read: {error}") from error
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -331,8 +354,14 @@ def list_runs(root: str | Path) -> list[RunFolder]:
     return [RunFolder(folder) for folder in youngest_first]
 
 
-def _update_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("update-"))
+def _by_update(folders: Iterable[Path]) -> dict[int, Path]:
+    """Those that are named by an update, as we name them; whatever else somebody has put beside them is left out."""
+    named = ((re.fullmatch(r"update-([0-9]{6,15})", folder.name), folder) for folder in folders)
+    return {int(found[1]): folder for found, folder in named if found}
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _changed(file: Path) -> float | None:

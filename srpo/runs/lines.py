@@ -42,7 +42,7 @@ def read_lines(
         for offset, line in _unread(file, lines.end, at_most):
             try:
                 lines.append(parse(json.loads(line)))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"line {_number(file, offset)} of {path} cannot be read: {error}") from error
             lines.end, lines.last = offset + len(line), line
     return lines
@@ -69,7 +69,7 @@ def cut_back(path: Path, keep: Callable[[dict], bool]) -> None:
             try:
                 if not keep(json.loads(line)):
                     break
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(f"line {_number(file, offset)} of {path} cannot be read: {error}") from error
             end = offset + len(line)
         file.truncate(end)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Status = Literal["starting", "running", "finished", "stopped", "failed", "lost"]
 STATUSES = get_args(Status)
 LIVE = ("starting", "running")  # a job works on the run, or should
+MOST = 2**53  # beyond every count of ours
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,44 @@ class Heartbeat:
     phase: str
     update: int
     active: float = field(default=0.0)  # when the work itself last moved; a hung device stops this, not the signs
+
+
+def as_record(kind: type[Record], said: Any) -> Record:
+    """The record that `said`, as it was read from JSON, stands for; whole numbers in it are counts.
+
+    ValueError, a phrase, where a field is missing, unknown or of another type: a file may have been edited, or be
+    another program's, and whoever reads it relies on what the record says of itself.
+    """
+    if not isinstance(said, dict):
+        raise ValueError("an object is expected")
+    hints = _hints(kind)
+    for name, value in said.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
+    try:
+        return kind(**said)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON, which has lists for tuples, is what the annotation says."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is int:
+        return type(value) is int and 0 <= value < MOST
+    if hint is float:
+        return type(value) is float or (type(value) is int and abs(value) < MOST)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin is Literal:  # the record names its choices itself
+        return isinstance(value, str)
+    if origin is UnionType:
+        return any(_fits(value, one) for one in inner)
+    return type(value) is hint

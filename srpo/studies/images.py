@@ -125,7 +125,7 @@ def bring(store: Store, study: Study, files: Mapping[tuple[int, int, str], Path]
                 made = keep(folder, shown, image, hashlib.sha256(data).hexdigest())
         except BROKEN as error:
             raise ValueError(f"{_name(path)} cannot be read ({_reason(error)}): bring it anew.") from error
-        store.add_pictures(study.id, [made])
+        store.add_pictures(study.id, [made], study.sha256)
         done = len(wanted) - len(lacking) + number
         yield Progress(done, len(wanted), f"Preparing {done:,} of {len(wanted):,} pictures")
     remove_strangers(store, study, folder)

@@ -226,12 +226,18 @@ class Store:
 
     # Pictures
 
-    def add_pictures(self, identity: str, made: Sequence[Picture]) -> None:
-        """Notes pictures of a study that is being prepared; one for a place that is taken replaces the other."""
+    def add_pictures(self, identity: str, made: Sequence[Picture], sha256: str | None = None) -> None:
+        """Notes pictures of a study that is being prepared; one for a place that is taken replaces the other.
+
+        sha256: of the plan that they were made for. Refused where that has been changed meanwhile: a place of the new
+        one may have the same number, and shows something else.
+        """
         with self._write() as connection:
             study = self._locked(connection, identity)
             if study.state != "preparing":
                 raise Refused("The pictures of a study cannot change after it has begun.")
+            if sha256 not in (None, study.sha256):
+                raise Refused("The plan has changed since these pictures were begun: make those of the new one.")
             if not {picture.shown for picture in made} <= set(pictures_of(study.plan)):
                 raise Refused("A picture has no place in the study.")
             for picture in made:

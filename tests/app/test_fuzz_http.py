@@ -201,6 +201,35 @@ def test_no_address_serves_a_file_that_is_not_meant_to_be(target, options, tmp_p
     assert "Traceback" not in log, log[log.index("Traceback") - 500 : log.index("Traceback") + 3000]
 
 
+DEAD_ENDS = (
+    "assets/" + "x" * 300, "static/" + "x" * 3000, "gradio_api/heartbeat/%00", "gradio_api/run/%00", "%7f",
+    "gradio_api/call/any/none", "gradio_api/call/v2/any/none", "gradio_api/call/v2/any",
+    "gradio_api/file=" + "x" * 3000,
+)  # fmt: skip
+BODIES = (b"{}", b"[" * 100_000, b'{"data":"\\ud800","session_hash":"\\ud800","fn_index":1e308}', b"\xff")
+ROUTES = ("run/x", "queue/join", "cancel", "reset", "component_server", "vibe-code", "vibe-edit", "vibe-edit/")
+
+
+def test_no_address_and_no_body_leaves_a_traceback(target):
+    """What Gradio registers of its own, the page's or not."""
+    for place in DEAD_ENDS:
+        status, text = ask(target.address + place)
+        assert 400 <= status < 500 and "Traceback" not in text, (place, status, text)
+    for place in ROUTES:
+        for body in BODIES:
+            status, text = ask(f"{target.address}gradio_api/{place}", body)
+            assert 400 <= status < 500 and "Traceback" not in text, (place, body[:40], status, text)
+    log = target.log.read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 : log.index("Traceback") + 3000]
+
+
+def test_an_event_of_the_browser_alone_is_refused(target):
+    [event, *_] = [event for event in target.config["dependencies"] if not event["backend_fn"]]
+    status, text = call(target, event | {"queue": False}, usual(target, event), PAGE)
+    assert status == 500 and "cannot be read here" in text
+    assert "IndexError" not in target.log.read_text()
+
+
 @pytest.mark.parametrize(
     "place, named",
     [

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from srpo.studies.schedule import pictures as pictures_of
 from srpo.studies.schedule import schedule
 from srpo.studies.schema import FixedStop, Model, SequentialStop
 from srpo.studies.simulation import World, clicks_fast, clicks_left, example_plan, simulate
+from srpo.studies.store import QuickVote
 from tests.app.study_forms import form_of, values_of, vote_all
 from tests.app.test_study_pictures import do  # noqa: F401
 
@@ -399,3 +401,14 @@ def test_a_public_page_has_no_studies(options, unloaded):
     local, public = names(unloaded()), names(unloaded(local_paths=False))
     assert {"vote", "bring_back", "make"} <= local
     assert not {"vote", "bring_back", "make", "choose_step"} & public
+
+
+def test_the_table_of_quick_votes_lies_where_nobody_guesses(do):  # noqa: F811
+    """On a public page anyone who has a picture's address knows the folder of all; the prompts are visitors' own."""
+    vote = QuickVote("a" * 16, "a secret ball", 1, "base", "srpo", "left", {})
+    assert do.book.store.quick_vote(vote)
+    first, again = (Path(do.quick()[1]["value"]) for _ in range(2))
+    assert first == again and "a secret ball" in first.read_text(encoding="utf-8-sig")
+    assert len(first.parent.name) >= 16 and "quick" not in first.parent.name
+    assert do.book.store.quick_vote(replace(vote, id="b" * 16))
+    assert Path(do.quick()[1]["value"]) != first

@@ -16,6 +16,7 @@ from app.services.studies import Studies
 from benchmarks.studies import drawn_study
 from srpo.studies.schema import Model
 from srpo.studies.simulation import World, example_plan, simulate
+from srpo.studies.store import QuickVote
 from tests.app.folders import make_run
 from tests.app.serving import PATIENCE_S
 from tests.browser.pages import generate, open_panel, open_tab, wait_for
@@ -223,3 +224,21 @@ def test_studies_with_such_titles_prompts_models_and_criteria_stay_text(open_pag
     clean(rater)
     rater.context.close()
     studies.store.close()
+
+
+def test_quick_votes_on_such_prompts_and_models_stay_text(open_page, clean, options):
+    """Votes of whoever was on the page: their prompts, and models that were named after files."""
+    store = Studies(options).store
+    for number in range(4):
+        left, right = WORDS[number % 2], PAYLOADS[20 + number]
+        vote = QuickVote(
+            f"injected-{number}", PAYLOADS[number + 1], number, left, right, "left", {WORDS[0]: PAYLOADS[1]}
+        )
+        assert store.quick_vote(vote)
+    store.close()
+    page = open_page()
+    clean.watch(page)
+    open_tab(page, "Studies")
+    open_panel(page, page.locator("#quick-panel > button"), page.locator("#quick-panel td, #quick-panel th").first)
+    page.wait_for_selector("#quick-panel :text('hit=1') >> nth=0")
+    clean(page)

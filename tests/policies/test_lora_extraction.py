@@ -111,6 +111,10 @@ def test_what_cannot_be_compared_is_one_sentence(both, tmp_path):
         next(extract(folder, file, 0))
     with pytest.raises(ValueError, match="there is nothing to extract"):
         finished(extract(folder, folder, 1))
+    broken = load_file(file)
+    broken["x_embedder.weight"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"x_embedder\.weight is not finite in .*broken"):
+        finished(extract(folder, save(broken, tmp_path / "broken.safetensors"), 1))
     smaller = load_file(file)
     del smaller["proj_out.bias"]
     with pytest.raises(ValueError, match=r"two architectures: only one of them has proj_out\.bias"):
