@@ -22,7 +22,7 @@ PICTURES, WORDS = 8, 12
 
 FIGURES = (
     Figure("recoveries: first cell", "s", at_most=1),
-    Figure("recoveries: 6 levels x 5 rows", "s", at_most=4),
+    Figure("recoveries: 6 levels x 5 rows, one noise", "s", at_most=4),
     Figure(f"scores of {PICTURES} pictures under {WORDS} words", "s", at_most=2),
 )
 

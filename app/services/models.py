@@ -76,7 +76,7 @@ class Catalogue:
         How many of its pictures an independent judge takes for photos is measured in the miniature's card.
         """
         is_shipped = self.options.is_miniature and self.options.srpo == paths.SRPO and paths.SRPO.exists()
-        sentence = "Look for this: the left side mostly paints or draws, the right side looks like a photo."
+        sentence = "Look for this: the left side mostly paints or draws, the right side mostly looks like a photo."
         return sentence if is_shipped else ""
 
     def models(self) -> list[Model]:

@@ -7,7 +7,7 @@ from srpo.miniature.world import COLOURS, PLACES, STYLE_WORDS, SUBJECTS, TIMES, 
 
 MINIATURE_EXAMPLES = (
     "a red ball on a beach at sunset",
-    "a blue boat on the sea at noon",
+    "a blue house on a beach at noon",
     "a green tree in the snow at noon",
     "a purple mushroom in a meadow at sunset",
 )

@@ -190,10 +190,12 @@ class Handlers:
             )
             # What a visitor has picked stays picked while the run goes on.
             best = view.best if view.best in view.checkpoints else None
-            if watching.is_new("best", (name, best)):
-                live = live._replace(checkpoint=gr.update(choices=choices, value=best))
-            offered = FINAL if view.has_weights else best or next(iter(view.checkpoints), None)
-            if watching.is_new("exported", (name, offered)):
+            first = (name, best, bool(view.checkpoints))
+            offered = best or next(reversed(view.checkpoints), None)
+            if watching.is_new("best", first):
+                live = live._replace(checkpoint=gr.update(choices=choices, value=offered))
+            if watching.is_new("exported", (name, FINAL) if view.has_weights else first):
+                offered = FINAL if view.has_weights else offered
                 live = live._replace(export_update=gr.update(choices=exported, value=offered))
         if view.has_settings and watching.is_new("export", name):
             forms = self.tune.export_forms(name)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -179,6 +180,20 @@ def test_what_is_picked_from_the_checkpoints_stays_picked_while_the_run_goes_on(
     checkpoint(run, 1)
     live = do.look(watching)
     assert [value for _, value in live.checkpoint["choices"]] == [1, 2, 3]
+    assert "value" not in live.checkpoint and "value" not in live.export_update
+
+
+def test_where_the_best_checkpoint_is_gone_the_newest_is_offered_and_stays_picked(do, root):
+    run, watching = make_run(root, status="running"), Watching()
+    run.write_best(replace(run.best(), update=1))
+    pretend_to_run(run, time.time(), 3)
+    assert do.look(watching).checkpoint["value"] is None
+    for update in (2, 3):
+        checkpoint(run, update)
+    live = do.look(watching)
+    assert live.checkpoint["value"] == live.export_update["value"] == 3
+    checkpoint(run, 4)
+    live = do.look(watching)
     assert "value" not in live.checkpoint and "value" not in live.export_update
 
 
