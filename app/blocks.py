@@ -6,6 +6,7 @@ exception comes of it, and print it with its traceback: a stranger could fill th
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -24,6 +25,7 @@ class Page(gr.Blocks):
         try:
             if block_fn.fn is None:
                 raise ValueError("an event of the browser alone")
+            json.dumps(inputs, ensure_ascii=False, default=str).encode()  # no half characters, which JSON carries
             for part, value in zip(block_fn.inputs, inputs, strict=False):
                 if isinstance(part, gr.Dropdown) and not _is_choice(value, part.multiselect):
                     raise ValueError(f"no choice of {part.elem_id}")  # with values of one's own it takes any type

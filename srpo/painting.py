@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
+from srpo.arguments import numbers
 from srpo.evaluation.records import MAX_SEED, sha256_of
 from srpo.evaluation.sampling import sample_images
 from srpo.miniature import paths
@@ -180,18 +181,3 @@ def read_options(options: argparse.Namespace) -> Painter:
     base.require_there()
     height, width = options.size or (sizes.native_side(base.model),) * 2
     return Painter(base, Settings(options.steps, options.guidance, height, width))
-
-
-def numbers(kind: type, count: int | None = None) -> Callable[[str], tuple]:
-    """Reads numbers with commas between them; exactly `count`, where that is given."""
-
-    def read(text: str) -> tuple:
-        try:
-            found = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected numbers with a comma between them, got {text!r}") from None
-        if count is not None and len(found) != count:
-            raise argparse.ArgumentTypeError(f"expected {count} numbers with a comma between them, got {text!r}")
-        return found
-
-    return read

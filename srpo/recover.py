@@ -12,13 +12,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from srpo.arguments import in_utf8, numbers
 from srpo.evaluation.recoveries import D_SIGMAS, SIGMAS, grid_methods, recover, schedule_shift, shifted
 from srpo.evaluation.recovery_errors import Tally, Yardstick
 from srpo.evaluation.sampling import sample_latents
 from srpo.evaluation.shares import Mean
 from srpo.evaluation.sheets import png_texts, sheet
 from srpo.miniature import recoveries as miniature
-from srpo.painting import add_options, numbers, read_options, require_seeds
+from srpo.painting import add_options, read_options, require_seeds
 from srpo.policies.flux import FluxPolicy
 from srpo.policies.hub import require_weights
 from srpo.policies.load import with_weights
@@ -124,7 +125,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Adds known noise to a picture and recovers it by every method: Figure 3 of the SRPO paper.",
     )
     parser.add_argument("picture", nargs="?", type=Path, help="a picture's file; without one the prompt is painted")
-    parser.add_argument("--prompt", default="a red ball on a beach at sunset", help="what the model is told")
+    parser.add_argument(
+        "--prompt", default="a red ball on a beach at sunset", type=in_utf8, help="what the model is told"
+    )
     parser.add_argument("--out", type=Path, help="the sheet's file, recoveries.png by default; a folder for --figures")
     parser.add_argument("--figures", action="store_true", help="measure the miniature and write docs/recoveries.md")
     parser.add_argument("--weights", type=Path, help="weights over it: a file, a folder or an id, a LoRA as FILE@0.8")

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from srpo.arguments import in_utf8
 from srpo.evaluation.records import comparison_texts, file_stem
 from srpo.evaluation.sheets import png_texts, sheet
 from srpo.painting import WEIGHTS_HELP, Painter, add_options, read_options, require_seeds, require_srpo
@@ -83,7 +84,7 @@ def _save(path: Path, image: Image.Image, texts: PngImagePlugin.PngInfo) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srpo.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", type=in_utf8)
     add_options(parser)
     parser.add_argument("--srpo", type=Path, help=WEIGHTS_HELP)
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder of the pictures (default: samples)")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from srpo.arguments import in_utf8
 from srpo.miniature import paths
 from srpo.rewards.catalogue import CARDS, Card, Named, read_name
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srpo.score", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="picture files")
-    parser.add_argument("--prompt", metavar="TEXT", help="the text that every picture is scored under")
+    parser.add_argument("--prompt", metavar="TEXT", type=in_utf8, help="the text that every picture is scored under")
     parser.add_argument(
         "--reward",
         action="append",

@@ -108,6 +108,12 @@ def test_what_cannot_be_painted_is_one_sentence_and_no_file(capsys, flux_folder,
     assert printed.err.startswith("error: ") and said in printed.err and printed.err.count("\n") == 1
 
 
+def test_a_prompt_in_another_encoding_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sample.main([b"a red \xe9clair".decode(errors="surrogateescape")])
+    assert "PROMPT: expected a text in UTF-8" in capsys.readouterr().err
+
+
 def test_another_model_wants_its_own_srpo_weights(run):
     status, printed, _ = run("a red ball", srpo=None)
     assert status == 2 and "name them with --srpo" in printed.err

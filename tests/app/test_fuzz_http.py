@@ -147,6 +147,17 @@ def test_no_value_at_all_that_any_event_is_given_shows_its_insides(target):
     fuzz(target, None)
 
 
+def test_half_a_character_is_refused_in_every_field_of_every_event(target):
+    ready(target)
+    usual_values = {event["id"]: usual(target, event) for event in target.config["dependencies"]}
+    for event in target.config["dependencies"]:
+        values = ["\ud800" if isinstance(value, str) else value for value in usual_values[event["id"]]]
+        if event["backend_fn"] and "\ud800" in values:
+            text = call(target, event, values, PAGE)[1]
+            assert "cannot be read here" in text and not any(leak in text for leak in LEAKS), event["api_name"]
+    assert "Traceback" not in target.log.read_text()
+
+
 def fuzz(target, each):
     random_ = random.Random(SEED)
     file = uploaded(target)
