@@ -513,9 +513,9 @@ def test_hostile_texts_are_shown_and_never_run(rater, studies):
     assert page.locator(".frame img").count() == 2
 
 
-SECRETS = (
-    *("secretmodel", "alpha", "omega", "base-of-all", "folder:7", "hidden_setting", "4711", "c0ffee", "model-"),
-    *("spoiled", "gold", "source_sha", "studies.db"),
+SECRETS = (  # none of which a random ticket, a code or the clock can spell
+    *("secretmodel", "alpha", "omega", "base-of-all", "folder:7", "hidden_setting", "very-quiet-value", "model-"),
+    *("c0ffee" * 2, "spoiled", "gold", "source_sha", "studies.db"),
 )
 
 
@@ -525,7 +525,7 @@ def test_nothing_of_a_whole_session_tells_a_model_or_the_kind_of_a_trial(rater, 
         Model(key="folder:7", label="Secretmodel Alpha", weights_sha256="c0ffee" * 10),
         Model(key="base-of-all", label="Secretmodel Omega"),
     ]
-    settings = {"hidden_setting": 4711}
+    settings = {"hidden_setting": "very-quiet-value"}
     plan = example_plan(prompts=10, models=models, settings=settings, repeats=0.2, gold=0.15, criteria=STANDARD)
     study = drawn_study(studies, plan)
     page = rater("nothing-yet")
